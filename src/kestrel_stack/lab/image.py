@@ -1,0 +1,227 @@
+"""The host image: a Debian base (present, pulled or bootstrapped) and ``host_image/Dockerfile`` on top of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kestrel_stack.lab import engine
+from kestrel_stack.lab.errors import LabError
+
+SUITES = ("bookworm", "trixie")
+FILES = Path(__file__).parent / "host_image"
+REPOSITORY = "kestrel-stack/host"
+BASE_REPOSITORY = "kestrel-stack/base"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+OWN_CA = Path("/usr/local/share/ca-certificates")
+APT_SETTINGS = re.compile(
+    r'^Acquire::(Check-Valid-Until|Check-Date|Retries|(http|https)::(Proxy|Timeout)(::[^ ]+)?) ".*";$',
+    re.MULTILINE,
+)
+
+
+def check_suite(suite: str) -> str:
+    """Return ``suite``; raise LabError, naming those supported, when it is none of them."""
+    if suite not in SUITES:
+        raise LabError(f"--suite {suite}: not supported; choose one of: {', '.join(SUITES)}")
+    return suite
+
+
+def tag(suite: str, files: Path = FILES) -> str:
+    """Return the host image's name, whose tag is a hash of the suite and of every file the image is made from."""
+    digest = hashlib.sha256(check_suite(suite).encode())
+    for path in sorted(path for path in files.rglob("*") if path.is_file()):
+        mode = path.stat().st_mode & 0o111
+        digest.update(f"\0{path.relative_to(files)}\0{mode}\0".encode())
+        digest.update(path.read_bytes())
+    return f"{REPOSITORY}:{suite}-{digest.hexdigest()[:12]}"
+
+
+def present(name: str) -> bool:
+    """Tell whether the engine has an image of this name."""
+    return engine.docker("image", "inspect", name, check=False).returncode == 0
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """This machine's Debian mirror: the addresses of the main archive and of the security archive."""
+
+    main: str
+    security: str | None
+
+
+def parse_index_targets(text: str) -> Mirror | None:
+    """Read ``apt-get indextargets`` in the format ``ORIGIN|COMPONENT|RELEASE|REPO_URI``; None when Debian is not in it.
+
+    The origin is empty until the first ``apt-get update``; then the suite's name decides.
+    """
+    main = security = None
+    for line in text.splitlines():
+        origin, component, release, uri = (line.strip().split("|") + [""] * 4)[:4]
+        if component != "main" or origin not in ("Debian", "") or not uri.startswith(("http://", "https://")):
+            continue
+        if release.endswith("-security"):
+            security = security or uri
+        elif re.fullmatch(r"(bookworm|trixie|stable|oldstable|testing|sid|unstable)", release):
+            main = main or uri
+    return Mirror(main, security) if main else None
+
+
+def machine_mirror() -> Mirror | None:
+    """Return this machine's mirror when it is a Debian machine that has one, else None (the tools' own default)."""
+    if not re.search(r"^ID=debian$", _read(Path("/etc/os-release")), re.MULTILINE) or not shutil.which(
+        "apt-get"
+    ):
+        return None
+    done = subprocess.run(
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(ORIGIN)|$(COMPONENT)|$(RELEASE)|$(REPO_URI)",
+            "Identifier: Packages",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return parse_index_targets(done.stdout)
+
+
+def sources(suite: str, mirror: Mirror) -> str:
+    """Return a sources.list for ``suite`` from ``mirror``."""
+    lines = [f"deb {mirror.main} {suite} main", f"deb {mirror.main} {suite}-updates main"]
+    if mirror.security:
+        lines.append(f"deb {mirror.security} {suite}-security main")
+    return "\n".join(lines) + "\n"
+
+
+def machine_apt_settings() -> list[str]:
+    """Return the settings of this machine's apt that its mirror may need (proxy, validity, time limits)."""
+    if not shutil.which("apt-config"):
+        return []
+    done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False)
+    return [match.group(0) for match in APT_SETTINGS.finditer(done.stdout)]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def ensure_base(suite: str) -> str:
+    """Return the name of a Debian base image: present, else pulled, else bootstrapped.
+
+    Raises LabError naming what is missing when none of these ways is open.
+    """
+    pulled = f"debian:{suite}"
+    own = f"{BASE_REPOSITORY}:{suite}"
+    for name in (own, pulled):
+        if present(name):
+            return name
+    if engine.docker("pull", "--quiet", pulled, check=False).returncode == 0:
+        return pulled
+    bootstrap(suite, own)
+    return own
+
+
+def bootstrap_command(suite: str, mirror: Mirror | None, settings: Sequence[str], *, root: bool) -> list[str]:
+    """Return the mmdebstrap command that writes a minimal Debian as a tar archive to its standard output.
+
+    The sources come on standard input when there is a mirror.
+    """
+    command = ["mmdebstrap", "--quiet", "--variant=apt", f"--mode={'root' if root else 'unshare'}"]
+    command += [f"--aptopt={setting}" for setting in settings]
+    if KEYRING.exists():
+        command.append(f"--keyring={KEYRING}")
+    return [*command, suite, "-", *(["-"] if mirror else [])]
+
+
+def bootstrap(suite: str, name: str) -> None:
+    """Make a base image with mmdebstrap from this machine's mirror, as root or with user namespaces.
+
+    Raises LabError with mmdebstrap's last line when it fails.
+    """
+    if not shutil.which("mmdebstrap"):
+        raise LabError(
+            f"no image debian:{suite} can be pulled, and mmdebstrap is missing: apt-get install -y mmdebstrap"
+        )
+    mirror = machine_mirror()
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory(prefix="kestrel-stack-base-") as folder:
+        archive = Path(folder) / "base.tar"
+        with archive.open("wb") as output:
+            made = subprocess.run(
+                bootstrap_command(suite, mirror, machine_apt_settings(), root=root),
+                input=sources(suite, mirror).encode() if mirror else b"",
+                stdout=output,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        if made.returncode != 0:
+            reason = engine.last_line(made.stderr.decode(errors="replace"))
+            how = (
+                ""
+                if root
+                else " (without root it needs user namespaces and newuidmap: apt-get install -y uidmap)"
+            )
+            raise LabError(f"mmdebstrap {suite} failed{how}: {reason}")
+        engine.docker("import", str(archive), name)
+
+
+def write_context(suite: str, folder: Path) -> None:
+    """Fill ``folder`` with what the host image is built from: our files, and what this machine needs for its mirror."""
+    shutil.copytree(FILES, folder, dirs_exist_ok=True)
+    machine = folder / "machine"
+    (machine / "ca").mkdir(parents=True)
+    mirror = machine_mirror()
+    (machine / "sources.list").write_text(sources(suite, mirror) if mirror else "", encoding="utf-8")
+    (machine / "apt.conf").write_text(
+        "".join(f"{line}\n" for line in machine_apt_settings()), encoding="utf-8"
+    )
+    for certificate in sorted(OWN_CA.glob("**/*.crt")) if OWN_CA.is_dir() else []:
+        shutil.copyfile(certificate, machine / "ca" / certificate.name)
+
+
+def ensure(suite: str, *, log: Path | None = None) -> tuple[str, bool]:
+    """Return the host image's name and whether it had to be built.
+
+    Raises LabError with the builder's last line; the whole output is in ``log`` when given.
+    """
+    name = tag(suite)
+    if present(name):
+        return name, False
+    base = ensure_base(suite)
+    with tempfile.TemporaryDirectory(prefix="kestrel-stack-image-") as folder:
+        context = Path(folder) / "context"
+        write_context(suite, context)
+        proxies = [
+            f"--build-arg={key}" for key in ("http_proxy", "https_proxy", "no_proxy") if key in os.environ
+        ]
+        # The machine's own network: the bridge may have a larger MTU than the way out.
+        built = engine.docker(
+            "build",
+            "--network=host",
+            "--force-rm",
+            f"--build-arg=BASE={base}",
+            *proxies,
+            f"--tag={name}",
+            str(context),
+            check=False,
+        )
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(built.stdout + built.stderr, encoding="utf-8")
+    if built.returncode != 0:
+        where = f" (see {log})" if log else ""
+        raise LabError(f"building the host image failed{where}: {engine.last_line(built.stderr)}")
+    return name, True
