@@ -1,0 +1,166 @@
+"""The queue of `kestrel_stack.queue.interface`, kept by Kestrel.
+
+One connection reads: ``get <queue>/t=…/close/open`` confirms the last item and reserves the next.
+Everything that is written goes over a second connection, to another server when one refuses. An item is
+confirmed only on the connection that reserved it: on another one Kestrel would answer the same and confirm
+nothing (source: observed on Kestrel 2.4.1).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from kestrel_stack.queue import names
+from kestrel_stack.queue.client import KestrelClient
+from kestrel_stack.queue.errors import ProtocolError, QueueFull, ReservationLost, ServerUnavailable
+from kestrel_stack.queue.interface import JobQueue, Reservation
+from kestrel_stack.queue.servers import Rotation, Server
+
+DWELL = 10.0
+"""Seconds that a worker stays with a server that always has work, while others may be waiting for a visit."""
+WRITE_TIMEOUT = 3.0
+"""Seconds that one server gets to take a parked record; with TERM at hand nobody waits for long."""
+
+
+class KestrelQueue(JobQueue):
+    """The queue `name` (as the servers know it) on `servers`; the visits begin at server `start` mod N."""
+
+    def __init__(self, name: str, servers: Iterable[Server], start: int = 0, dwell: float = DWELL):
+        self.name = names.check(name)
+        self.errors = names.errors(name)
+        self._servers = tuple(servers)
+        self._rotation = Rotation(self._servers, start)
+        self._asked = self._rotation.current
+        self._reader: KestrelClient | None = None
+        self._writer: KestrelClient | None = None
+        self._dwell = dwell
+        self._arrived = 0.0
+        self._empty = False
+        self._tickets = 0
+        self._held: tuple[int, int] | None = None
+        """The ticket of the item in hand, and the number of the connection that reserved it."""
+
+    @property
+    def server(self) -> Server:
+        """The server that the last `reserve` asked."""
+        return self._asked
+
+    @property
+    def server_count(self) -> int:
+        """How many servers hold items of this queue."""
+        return len(self._rotation)
+
+    def reserve(self, wait: float, done: Reservation | None = None) -> Reservation | None:
+        """Confirm `done` and reserve the next item, in one round trip unless it is another server's turn."""
+        if self._time_to_move():
+            if done is not None:
+                self.done(done)
+                done = None
+            self._leave()
+            self._rotation.advance()
+        if done is not None and self.lost(done):
+            self._leave()
+            raise ReservationLost(f"The connection to {done.server} was lost; the item is delivered again.")
+        self._held = None
+        self._asked = self._rotation.current
+        if self._reader is None:
+            self._reader = KestrelClient(self._asked)
+            self._arrived = time.monotonic()
+        reader = self._reader
+        try:
+            body = reader.get(
+                self.name, wait, open=True, close=done is not None, same_connection=done is not None
+            )
+        except (ServerUnavailable, ProtocolError, ReservationLost) as exc:
+            self._leave()
+            self._rotation.failed()
+            if done is not None:
+                raise ReservationLost(f"{exc} The item may be delivered again.") from None
+            raise
+        self._rotation.answered()
+        self._empty = body is None
+        if body is None:
+            return None
+        self._tickets += 1
+        self._held = (self._tickets, reader.connection)
+        return Reservation(body, reader.server, self._tickets)
+
+    def pause(self) -> float:
+        """Return how long to wait before the next `reserve`, in seconds."""
+        return self._rotation.pause()
+
+    def done(self, reservation: Reservation) -> None:
+        """Confirm the item on the connection that reserved it."""
+        self._settle(reservation, KestrelClient.close_read)
+
+    def give_back(self, reservation: Reservation) -> None:
+        """Put the item back at the head of its queue."""
+        self._settle(reservation, KestrelClient.abort_read)
+
+    def park(self, reservation: Reservation, record: bytes) -> None:
+        """Write `record` to the error queue of any server, that of the item first."""
+        if self.lost(reservation):
+            raise ReservationLost(f"The connection to {reservation.server} was lost.")
+        usual = self._writer.server if self._writer is not None else reservation.server
+        failures: list[Exception] = []
+        for server in sorted(self._servers, key=lambda server: server != usual):
+            if self._writer is None or self._writer.server != server:
+                self._drop_writer()
+                self._writer = KestrelClient(server, read_timeout=WRITE_TIMEOUT)
+            try:
+                self._writer.set(self.errors, record)
+            except (QueueFull, ServerUnavailable, ProtocolError) as exc:
+                failures.append(exc)
+            else:
+                return
+        full = all(isinstance(failure, QueueFull) for failure in failures)
+        raise (QueueFull if full else ServerUnavailable)(" ".join(map(str, failures)))
+
+    def lost(self, reservation: Reservation) -> bool:
+        """Say whether the connection that reserved the item is gone."""
+        return (
+            self._reader is None
+            or not self._reader.connected()
+            or self._held != (reservation.ticket, self._reader.connection)
+        )
+
+    def fileno(self) -> int | None:
+        """Return the reading connection's file descriptor."""
+        return None if self._reader is None else self._reader.fileno()
+
+    def drop(self) -> None:
+        """Close both connections."""
+        self._leave()
+        self._drop_writer()
+
+    def _settle(self, reservation: Reservation, command: Callable[[KestrelClient, str], None]) -> None:
+        if self.lost(reservation):
+            self._leave()
+            raise ReservationLost(
+                f"The connection to {reservation.server} was lost; the item is delivered again."
+            )
+        assert self._reader is not None
+        self._held = None
+        try:
+            command(self._reader, self.name)
+        except (ServerUnavailable, ProtocolError, ReservationLost) as exc:
+            self._leave()
+            raise ReservationLost(f"{exc} The item may be delivered again.") from None
+
+    def _time_to_move(self) -> bool:
+        if len(self._rotation) == 1 or self._reader is None:
+            return False
+        return self._empty or time.monotonic() - self._arrived >= self._dwell
+
+    def _leave(self) -> None:
+        if self._reader is not None:
+            self._reader.disconnect()
+        self._reader = None
+        self._held = None
+        self._empty = False
+
+    def _drop_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.disconnect()
+        self._writer = None
