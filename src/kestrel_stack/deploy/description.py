@@ -1,0 +1,393 @@
+"""Layer one: what people wrote, read and checked. The inventory of an environment and the application's deploy.yml.
+
+What the deploy reads of an inventory is plain data: ``ansible-inventory --list`` prints Jinja raw, so that a value with
+``{{`` in it would be taken by its letters. Such a value is refused by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from .errors import Refused
+
+ROOT = Path(__file__).resolve().parents[3]
+"""The checkout: where fabfile.py, ansible/ and templates/ are."""
+
+APP_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
+NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
+QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
+USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
+
+_READ = ("kestrel_stack_app", "kestrel_stack_namespace", "kestrel_stack_environment", "kestrel_stack_queues")
+_READ_PER_HOST = ("ansible_host", "ansible_port", "kestrel_stack_address", "deploy_user", "deploy_ssh_config")
+
+
+@dataclass(frozen=True)
+class Queue:
+    """One queue as far as the deploy is concerned: its supervisor group, and how long a drain may take."""
+
+    name: str
+    group: str
+    processes: int
+    job_timeout: int
+    """Seconds one job may take; a drain ends at the latest 10 s after that, when supervisor kills."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine of the group ``app``."""
+
+    name: str
+    """Its name in the inventory, which is what messages call it."""
+    address: str
+    """What SSH is asked for: ``ansible_host``, or the name."""
+    port: int | None
+    user: str
+    ssh_config: Path | None
+    queues: tuple[Queue, ...]
+    """The queues whose workers run here; none on a host that is not in the group ``consumers``."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An inventory, checked: where an application goes."""
+
+    name: str
+    app: str
+    namespace: str
+    hosts: tuple[Host, ...]
+
+    @property
+    def root(self) -> str:
+        """The application's folder on every host."""
+        return f"/srv/{self.app}"
+
+
+@dataclass(frozen=True)
+class AppSpec:
+    """What the application's deploy.yml says."""
+
+    requirements: str | None = None
+    """Path of the hashed requirements lock inside the application; None: only the stack's own package is installed."""
+    shared_files: tuple[str, ...] = ()
+    shared_directories: tuple[str, ...] = ()
+    keep: int = 5
+    """How many releases stay on a host."""
+
+
+@dataclass(frozen=True)
+class _Inventory:
+    """The output of ``ansible-inventory --list``, made easy to ask."""
+
+    name: str
+    path: Path
+    groups: Mapping[str, Any]
+    hostvars: Mapping[str, Mapping[str, Any]]
+    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def hosts_of(self, group: str) -> tuple[str, ...]:
+        """Every host of a group and of its children, in the inventory's order, each once."""
+        if group not in self.members:
+            entry = self.groups.get(group, {})
+            names = list(entry.get("hosts", []))
+            for child in entry.get("children", []):
+                names.extend(self.hosts_of(child))
+            self.members[group] = tuple(dict.fromkeys(names))
+        return self.members[group]
+
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+
+def load_environment(env: str, limit: str | None = None, *, root: Path = ROOT) -> Environment:
+    """Read the inventory ``env`` (a name under ansible/inventories, or a path) and check all that the deploy reads.
+
+    ``limit`` keeps only the named hosts: names, groups and patterns with ``*``, separated by commas.
+    Raises Refused with one line that names the thing and the fix.
+    """
+    path = find_inventory(env, root)
+    return parse_environment(env, path, _ansible_inventory(path, root), limit)
+
+
+def find_inventory(env: str, root: Path = ROOT) -> Path:
+    """Return the inventory's path. Raises Refused naming those there are."""
+    inventories = root / "ansible" / "inventories"
+    if not env:
+        raise Refused("--env is empty: give an inventory's name or path")
+    named = inventories / env
+    if "/" not in env and env not in (".", "..") and named.exists():
+        return named
+    given = Path(env).expanduser()
+    if ("/" in env or given.exists()) and given.exists():
+        return given.resolve()
+    known = (
+        sorted(p.name for p in inventories.iterdir() if not p.name.startswith("."))
+        if inventories.is_dir()
+        else []
+    )
+    raise Refused(
+        f"unknown environment {env!r}: no inventory of that name under ansible/inventories"
+        f" ({_listed(known) or 'there is none yet'}), and no such path"
+    )
+
+
+def _ansible_inventory(path: Path, root: Path) -> dict[str, Any]:
+    # The program beside this Python, so that `.venv/bin/fab` works without an activated environment.
+    program = Path(sys.executable).with_name("ansible-inventory")
+    command = [str(program) if program.exists() else "ansible-inventory", "-i", str(path), "--list"]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise Refused(
+            "ansible-inventory is not installed beside fab: install requirements/controller.txt"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise Refused(f"ansible-inventory -i {path} did not end within 120 s") from None
+    said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
+    # A file that cannot be parsed is only a warning to ansible-inventory, which then prints an empty inventory.
+    broken = re.search(r"(?:Failed to parse|Unable to parse|failed to parse)[^.]*(?:\.[^.]*)?", said)
+    if done.returncode != 0 or broken:
+        reason = broken.group(0) if broken else said or f"exit code {done.returncode}"
+        raise Refused(f"ansible-inventory cannot read {path}: {reason[:500]}")
+    return json.loads(done.stdout)
+
+
+def parse_environment(
+    env: str, path: Path, listing: Mapping[str, Any], limit: str | None = None
+) -> Environment:
+    """Check the output of ``ansible-inventory --list`` and keep what the deploy needs. Pure."""
+    hostvars = listing.get("_meta", {}).get("hostvars", {})
+    inventory = _Inventory(env, path, {k: v for k, v in listing.items() if k != "_meta"}, hostvars)
+    names = inventory.hosts_of("app")
+    if not names:
+        raise Refused(
+            f"environment {env}: no hosts in group app (its children are consumers and web), so there is nothing to deploy to"
+        )
+    for name in names:
+        _refuse_jinja(env, name, hostvars.get(name, {}))
+    names = _limited(inventory, names, limit)
+    app = _common(inventory, names, "kestrel_stack_app")
+    if not isinstance(app, str) or not APP_NAME.match(app):
+        raise Refused(
+            f"environment {env}: kestrel_stack_app is {app!r}; it must be a lower-case letter and up to 30"
+            " letters, digits or hyphens"
+        )
+    namespace = _common(inventory, names, "kestrel_stack_namespace")
+    if not isinstance(namespace, str) or not NAMESPACE.match(namespace):
+        raise Refused(
+            f"environment {env}: kestrel_stack_namespace is {namespace!r}; allowed are letters, digits, _ and -"
+        )
+    consumers = set(inventory.hosts_of("consumers"))
+    hosts = tuple(_host(inventory, name, namespace, name in consumers) for name in names)
+    return Environment(env, app, namespace, hosts)
+
+
+def _host(inventory: _Inventory, name: str, namespace: str, runs_workers: bool) -> Host:
+    variables = inventory.hostvars.get(name, {})
+    where = f"environment {inventory.name}, host {name}"
+    address = variables.get("ansible_host")
+    if not address and not variables.get("kestrel_stack_address"):
+        folder = inventory.path if inventory.path.is_dir() else inventory.path.parent
+        hint = (
+            "set them in the inventory"
+            if (folder / "containers.yml").exists() or inventory.name != "lab"
+            else "run bin/up, which makes the lab's hosts and writes their addresses"
+        )
+        raise Refused(f"{where}: has no address (ansible_host, kestrel_stack_address): {hint}")
+    user = variables.get("deploy_user")
+    if not isinstance(user, str) or not USER_NAME.match(user):
+        raise Refused(f"{where}: deploy_user is {user!r}; it must name the user that owns the releases")
+    port = variables.get("ansible_port")
+    if port is not None and not (str(port).isdigit() and 0 < int(port) < 65536):
+        raise Refused(f"{where}: ansible_port is {port!r}; it must be a port number")
+    ssh_config = variables.get("deploy_ssh_config")
+    config = Path(str(ssh_config)).expanduser() if ssh_config else None
+    if config is not None and not config.is_file():
+        raise Refused(
+            f"{where}: deploy_ssh_config names {config}, which does not exist (in the lab, bin/up makes it)"
+        )
+    queues = _queues(where, variables.get("kestrel_stack_queues"), namespace) if runs_workers else ()
+    return Host(name, str(address or name), int(port) if port is not None else None, user, config, queues)
+
+
+def _queues(where: str, value: Any, namespace: str) -> tuple[Queue, ...]:
+    if not isinstance(value, list) or not value:
+        raise Refused(
+            f"{where}: kestrel_stack_queues is missing or empty; a consumer host needs at least one queue"
+        )
+    queues = []
+    for entry in value:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not QUEUE_NAME.match(name):
+            raise Refused(
+                f"{where}: kestrel_stack_queues has an entry without a legal name ({name!r}): letters, digits, _ and -"
+            )
+        processes = entry.get("processes", 1)
+        timeout = entry.get("job_timeout", 60)
+        for key, number in (("processes", processes), ("job_timeout", timeout)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise Refused(
+                    f"{where}: queue {name}: {key} is {number!r}; it must be a whole number of at least 1"
+                )
+        queues.append(Queue(name, f"{namespace}_{name}", processes, timeout))
+    names = [queue.name for queue in queues]
+    for name in names:
+        if names.count(name) > 1:
+            raise Refused(f"{where}: kestrel_stack_queues names {name} twice")
+    return tuple(queues)
+
+
+def _refuse_jinja(env: str, host: str, variables: Mapping[str, Any]) -> None:
+    for key in (*_READ, *_READ_PER_HOST):
+        if _has_jinja(variables.get(key)):
+            raise Refused(
+                f"environment {env}, host {host}: {key} contains '{{{{': what the deploy reads is plain data, write the value itself"
+            )
+
+
+def _has_jinja(value: Any) -> bool:
+    if isinstance(value, str):
+        return "{{" in value
+    if isinstance(value, Mapping):
+        return any(_has_jinja(k) or _has_jinja(v) for k, v in value.items())
+    return isinstance(value, Sequence) and any(_has_jinja(v) for v in value)
+
+
+def _common(inventory: _Inventory, names: Sequence[str], key: str) -> Any:
+    """One value for all hosts: a deploy of one application goes to hosts that agree on its name."""
+    first = inventory.hostvars.get(names[0], {}).get(key)
+    if first is None:
+        raise Refused(
+            f"environment {inventory.name}: {key} is not set for host {names[0]}: set it in group_vars/all.yml"
+        )
+    for name in names:
+        other = inventory.hostvars.get(name, {}).get(key)
+        if other != first:
+            raise Refused(
+                f"environment {inventory.name}: {key} differs between hosts ({names[0]}: {first!r}, {name}: {other!r})"
+            )
+    return first
+
+
+def _limited(inventory: _Inventory, names: tuple[str, ...], limit: str | None) -> tuple[str, ...]:
+    if limit is None:
+        return names
+    wanted: set[str] = set()
+    for word in (w.strip() for w in limit.split(",")):
+        if not word:
+            continue
+        found = set(fnmatch.filter(names, word))
+        if word in inventory.groups:
+            found |= set(inventory.hosts_of(word)) & set(names)
+        if not found:
+            raise Refused(f"--limit: {word!r} matches no host of group app; there are {_listed(names)}")
+        wanted |= found
+    if not wanted:
+        raise Refused(f"--limit is empty; there are {_listed(names)}")
+    return tuple(name for name in names if name in wanted)
+
+
+# --- the application -------------------------------------------------------------------------------------------------
+
+_SPEC_KEYS = {
+    "": ("python", "shared", "keep"),
+    "python": ("requirements",),
+    "shared": ("files", "directories"),
+}
+
+
+def parse_app_spec(text: str, where: str = "deploy.yml") -> AppSpec:
+    """Read the text of a deploy.yml. Raises Refused naming the key and, for a misspelt one, the nearest known."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise Refused(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise Refused(f"{where}: must be a mapping with the keys {_listed(_SPEC_KEYS[''])}")
+    _refuse_unknown(data, "", where)
+    for key in ("python", "shared"):
+        if data.get(key) is None:
+            data[key] = {}
+        if not isinstance(data[key], dict):
+            raise Refused(f"{where}: {key} must be a mapping with the keys {_listed(_SPEC_KEYS[key])}")
+        _refuse_unknown(data[key], key, where)
+    requirements = data["python"].get("requirements")
+    if requirements is not None:
+        requirements = _inner_path(requirements, "python.requirements", where)
+    shared = {}
+    for key in ("files", "directories"):
+        value = data["shared"].get(key) or []
+        if not isinstance(value, list):
+            raise Refused(f"{where}: shared.{key} must be a list of paths")
+        shared[key] = tuple(_inner_path(item, f"shared.{key}", where) for item in value)
+    _refuse_overlap([*shared["files"], *shared["directories"]], where)
+    keep = data.get("keep", 5)
+    if isinstance(keep, bool) or not isinstance(keep, int) or not 2 <= keep <= 100:
+        raise Refused(
+            f"{where}: keep is {keep!r}; it must be a whole number from 2 (a rollback needs one) to 100"
+        )
+    return AppSpec(requirements, shared["files"], shared["directories"], keep)
+
+
+def _refuse_unknown(data: Mapping[Any, Any], level: str, where: str) -> None:
+    known = _SPEC_KEYS[level]
+    for key in data:
+        if key not in known:
+            name = f"{level}.{key}" if level else str(key)
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {_listed(known)}"
+            raise Refused(f"{where}: unknown key {name}: {hint}")
+
+
+def _inner_path(value: Any, key: str, where: str) -> str:
+    """A relative path that stays inside the application and is safe to link and to list."""
+    path = PurePosixPath(value) if isinstance(value, str) else None
+    if (
+        path is None
+        or not path.parts
+        or path.is_absolute()
+        or ".." in path.parts
+        or path.parts[0] in ("venv", "release.json")
+        or any(ord(c) < 32 for c in value)
+    ):
+        raise Refused(
+            f"{where}: {key}: {value!r} is not a path inside the application"
+            " (relative, without '..', and not venv or release.json, which the deploy writes)"
+        )
+    return str(path)
+
+
+def _refuse_overlap(paths: list[str], where: str) -> None:
+    """A shared path inside another one would be written through the link, into the shared folder of all releases."""
+    for index, one in enumerate(paths):
+        for other in paths[index + 1 :]:
+            short, long = sorted((PurePosixPath(one), PurePosixPath(other)), key=lambda p: len(p.parts))
+            if long.parts[: len(short.parts)] == short.parts:
+                raise Refused(f"{where}: shared: {long} is inside {short}, which is shared already")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,362 @@
+"""Layer two: every decision of a deploy. Pure: what the hosts reported goes in, what to do comes out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from .errors import Refused
+
+PYTHON_SUPPORTED = ((3, 11), (3, 13))
+"""Oldest and newest Python of a host: those of Debian 12 and 13."""
+ARCHITECTURES = ("x86_64", "aarch64")
+MIN_UPTIME = 3
+"""Seconds a worker must have been up before it counts: supervisor calls it RUNNING after startsecs, which is 2."""
+
+_RELEASE = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}\Z")
+_VENV = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}\Z")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What decides which wheels fit a host."""
+
+    python: str
+    """Major and minor version, such as ``3.11``."""
+    arch: str
+    glibc: str
+
+    def __str__(self) -> str:
+        return f"Python {self.python}, {self.arch}, glibc {self.glibc}"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One worker process as the helper on the host reports it."""
+
+    name: str
+    state: str
+    pid: int | None
+    uptime: int
+    """Seconds."""
+    release: str | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The worker processes of one queue on one host; ``error`` when the helper could not say."""
+
+    name: str
+    processes: tuple[Process, ...] = ()
+    error: str | None = None
+
+    @property
+    def running(self) -> int:
+        """How many processes run."""
+        return sum(process.state == "RUNNING" for process in self.processes)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release on a host, as its release.json tells."""
+
+    name: str
+    verified: bool
+    """All workers of the host once ran from it."""
+    rev: str = ""
+    ref: str = ""
+    venv: str = ""
+    created_at: str = ""
+    by: str = ""
+    archive: str = ""
+    """sha256 of the application's archive it was made from."""
+
+
+@dataclass(frozen=True)
+class HostState:
+    """What one host reported in one round trip."""
+
+    host: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    releases: tuple[Release, ...] = ()
+    venvs: tuple[str, ...] = ()
+    groups: tuple[Group, ...] = ()
+    lock: Mapping[str, Any] | None = None
+    missing_shared: tuple[str, ...] = ()
+
+    @property
+    def current(self) -> str:
+        """Name of the release that ``current`` points to; empty when there is none."""
+        return self.facts.get("current", "")
+
+    @property
+    def current_release(self) -> Release | None:
+        """The release that ``current`` points to, when it is there."""
+        return self.release(self.current)
+
+    @property
+    def target(self) -> Target:
+        """Which wheels fit."""
+        python = ".".join(self.facts["python"].split(".")[:2])
+        return Target(python, self.facts["arch"], self.facts["glibc"])
+
+    def release(self, name: str) -> Release | None:
+        """The release of this name, or None."""
+        return next((release for release in self.releases if release.name == name), None)
+
+
+# --- reading what a host said ----------------------------------------------------------------------------------------
+
+
+def events(lines: Iterable[str]) -> Iterable[list[str]]:
+    """Split the lines of a script that begin with ``@`` into words; a JSON object stays one word."""
+    for line in lines:
+        if line.startswith("@ "):
+            head, brace, tail = line[2:].partition("{")
+            yield [*head.split(), *([brace + tail.strip()] if brace else [])]
+
+
+def parse_inspection(host: str, lines: Sequence[str]) -> HostState:
+    """Turn the output of the inspect script into a HostState. What is garbled counts as absent."""
+    facts: dict[str, str] = {}
+    releases: list[Release] = []
+    venvs: list[str] = []
+    missing: list[str] = []
+    lock: Mapping[str, Any] | None = None
+    for line, words in zip((x for x in lines if x.startswith("@ ")), events(lines), strict=True):
+        match words:
+            case ["fact", key, value]:
+                facts[key] = value
+            case ["venv", name] if _VENV.match(name):
+                venvs.append(name)
+            case ["release", name, flags, *rest] if _RELEASE.match(name):
+                about = _json_object(rest[0] if rest else "")
+                known = {
+                    key: str(about.get(key) or "")
+                    for key in ("rev", "ref", "venv", "created_at", "by", "archive")
+                }
+                releases.append(Release(name, flags == "verified", **known))
+            case ["lock", *rest]:
+                lock = read_lock(rest[0] if rest else "")
+            case ["missing", *_]:
+                missing.append(line.removeprefix("@ missing "))
+    return HostState(
+        host,
+        facts,
+        tuple(sorted(releases, key=lambda release: release.name)),
+        tuple(sorted(venvs)),
+        parse_groups(lines),
+        lock,
+        tuple(missing),
+    )
+
+
+def parse_groups(lines: Sequence[str]) -> tuple[Group, ...]:
+    """Read the lines ``@ workers GROUP CODE JSON-or-complaint``."""
+    groups = []
+    for line in lines:
+        if not line.startswith("@ workers "):
+            continue
+        _, _, name, code, *rest = line.split(" ", 4)
+        said = rest[0].strip() if rest else ""
+        data = _json_object(said)
+        if code == "0" and isinstance(data.get("processes"), list):
+            groups.append(Group(name, tuple(_process(item) for item in data["processes"])))
+        else:
+            groups.append(Group(name, error=said or f"the helper ended with exit code {code}"))
+    return tuple(groups)
+
+
+def _process(item: Mapping[str, Any]) -> Process:
+    return Process(
+        str(item.get("name")),
+        str(item.get("state")),
+        item.get("pid"),
+        int(item.get("uptime") or 0),
+        item.get("release"),
+    )
+
+
+def read_lock(text: str) -> Mapping[str, Any]:
+    """Read a lock's content; one that is unreadable is still a lock."""
+    return _json_object(text) or {"owner": "somebody unknown", "content": text.strip()}
+
+
+def describe_lock(lock: Mapping[str, Any]) -> str:
+    """Say who holds a lock: owner, machine, process, since when."""
+    owner = lock.get("owner", "somebody unknown")
+    words = f"{owner}@{lock['controller']}" if lock.get("controller") else str(owner)
+    if lock.get("pid"):
+        words += f" (pid {lock['pid']})"
+    if lock.get("time"):
+        words += f" since {lock['time']}"
+    return words
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+# --- may it go on? ---------------------------------------------------------------------------------------------------
+
+
+def problems(state: HostState, user: str, *, needs_workers: bool) -> list[str]:
+    """Say what keeps a host from being deployed to, each with its fix. Empty when nothing does."""
+    facts = state.facts
+    site = "run ansible-playbook site.yml first"
+    found = []
+    if "root" not in facts:
+        found.append(f"the application's folder under /srv is missing: {site}")
+    elif "writable" not in facts:
+        found.append(f"user {user} cannot write to the application's folder under /srv: {site}")
+    python = facts.get("python", "none")
+    oldest, newest = PYTHON_SUPPORTED
+    if python == "none":
+        found.append(f"there is no python3: {site}")
+    elif not oldest <= tuple(int(x) for x in python.split(".")[:2]) <= newest:
+        found.append(
+            f"Python {python} is not supported; supported are {_dotted(oldest)} to {_dotted(newest)} (Debian 12 and 13)"
+        )
+    elif "venv" not in facts:
+        found.append(f"python3-venv is missing: {site}")
+    if facts.get("arch") not in ARCHITECTURES:
+        found.append(
+            f"architecture {facts.get('arch')} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        )
+    if needs_workers and "helper" not in facts:
+        found.append(f"kestrel-stack-workers is missing: {site}")
+    for group in state.groups:
+        if group.error is not None:
+            if group.error.startswith("sudo:") or "sudo" in group.error[:40]:
+                found.append(f"user {user} may not run kestrel-stack-workers by sudo: {site} ({group.error})")
+                break
+            found.append(f"workers {group.name}: {group.error}: {site}")
+    for path in state.missing_shared:
+        found.append(f"the shared file {path} is missing: put it into the application's shared/ folder")
+    return found
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(str(x) for x in version)
+
+
+def disk_needed_kb(archive_files: int, archive_bytes: int, wheels: int | None) -> int:
+    """KiB a host must have free: the upload, the unpacked files with byte code, and what a new venv takes.
+
+    ``wheels`` is the size of the wheels in bytes when the host lacks the venv, else None.
+    """
+    need = archive_bytes + 3 * archive_files + 20 * 2**20
+    if wheels is not None:
+        # A venv with pip takes about 35 MB; a wheel unpacks and compiles to about five times its size.
+        need += 40 * 2**20 + 6 * wheels
+    return need // 1024
+
+
+# --- what to do ------------------------------------------------------------------------------------------------------
+
+
+def release_name(now: datetime, rev: str, taken: Iterable[str]) -> str:
+    """Name a release by UTC time and revision, later than every one that is there, so that names sort by age."""
+    latest = max((name for name in taken if _RELEASE.match(name)), default="")
+    moment = now.astimezone(UTC)
+    if latest:
+        newest = datetime.strptime(latest.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        moment = max(moment, newest + timedelta(seconds=1))
+    return f"{moment:%Y%m%dT%H%M%SZ}-{rev[:8]}"
+
+
+def is_up_to_date(state: HostState, rev: str, archive: str, venv: str) -> bool:
+    """Whether this host already runs exactly this, with every worker."""
+    current = state.current_release
+    return (
+        current is not None
+        and current.verified
+        and (current.rev, current.archive, current.venv) == (rev, archive, venv)
+        and venv in state.venvs
+        and judge(state.groups, current.name, 0).ok
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the workers of a host stand against a release: ok, still to wait, or failed for good."""
+
+    ok: bool
+    final: bool
+    reason: str = ""
+
+
+def judge(groups: Sequence[Group], release: str, min_uptime: int = MIN_UPTIME) -> Verdict:
+    """Say whether every worker runs from ``release`` and has been up for ``min_uptime`` seconds.
+
+    A state that cannot get better by itself (FATAL, EXITED, STOPPED) is final; the others may still come right.
+    """
+    waiting = ""
+    for group in groups:
+        if group.error is not None:
+            return Verdict(False, True, f"workers {group.name}: {group.error}")
+        if not group.processes:
+            return Verdict(False, True, f"workers {group.name}: there is no process in this group")
+        for process in group.processes:
+            if process.state in ("FATAL", "EXITED", "STOPPED", "UNKNOWN"):
+                return Verdict(False, True, f"worker {process.name} is {process.state}")
+            if process.state != "RUNNING":
+                waiting = waiting or f"worker {process.name} is {process.state}"
+            elif process.release != release:
+                waiting = (
+                    waiting or f"worker {process.name} runs from {process.release or 'an unknown release'}"
+                )
+            elif process.uptime < min_uptime:
+                waiting = waiting or f"worker {process.name} has been up for {process.uptime} s only"
+    return Verdict(not waiting, not waiting, waiting)
+
+
+def rollback_target(states: Sequence[HostState], to: str | None = None) -> str:
+    """Choose the release to go back to: the same on every host, complete, and once verified.
+
+    Without ``to`` it is the newest that is older than the newest current one. Raises Refused when there is none.
+    """
+    usable = [{r.name for r in s.releases if r.verified and r.venv in s.venvs} for s in states]
+    common = set.intersection(*usable) if usable else set()
+    if to is not None:
+        for state, names in zip(states, usable, strict=True):
+            if to not in names:
+                known = ", ".join(sorted(common)) or "none"
+                what = "was never verified or has lost its venv" if state.release(to) else "is not there"
+                raise Refused(f"{state.host}: release {to} {what}; all hosts can go to: {known}")
+        return to
+    newest = max(state.current for state in states)
+    if not newest:
+        raise Refused("there is nothing to roll back: no host has a release yet, run fab deploy")
+    older = sorted(name for name in common if name < newest)
+    if not older:
+        raise Refused(
+            f"there is no release before {newest} that every host could go back to (see fab releases)"
+        )
+    return older[-1]
+
+
+def to_remove(state: HostState, new: str, venv: str, previous: str, keep: int) -> tuple[list[str], list[str]]:
+    """Choose the releases and venvs that may go after a good deploy of ``new``, which uses ``venv``.
+
+    Kept are the newest ``keep`` that were verified, always the new one and the one before it. What was never verified
+    (a deploy that failed) does not count and goes.
+    """
+    verified = sorted({r.name for r in state.releases if r.verified} | {new}, reverse=True)
+    kept = set(verified[:keep]) | {new, previous}
+    gone = [release.name for release in state.releases if release.name not in kept]
+    used = {release.venv for release in state.releases if release.name in kept}
+    return gone, [name for name in state.venvs if name not in used | {venv}]
+
+
+def batches(hosts: Sequence[Any], size: int = 1) -> list[list[Any]]:
+    """Split the hosts into groups that are switched together, in the inventory's order."""
+    return [list(hosts[start : start + size]) for start in range(0, len(hosts), size)]
