@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from kestrel_stack.broker.config import ConfigError, load
+from kestrel_stack.broker.config import Config, ConfigError, load
 from kestrel_stack.broker.server import Broker, StartError
 from kestrel_stack.broker.spool import SpoolError
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-async def _serve(config, port_file: Path | None) -> None:
+async def _serve(config: Config, port_file: Path | None) -> None:
     await Broker(config).run(port_file)
 
 

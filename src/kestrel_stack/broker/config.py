@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ class ConfigError(Exception):
 class QueueSettings:
     """Limits of one queue; None is no limit.
 
-    ``max_items`` counts queued items without open reads; ``max_size`` and ``max_item_size`` are bytes of data;
+    ``max_items`` counts queued items without open reads; ``max_size`` and ``max_item_size`` are bytes;
     ``max_age`` is seconds; ``default_journal_size`` is the bytes from which the journal file is rewritten.
     A full queue refuses a set, or with ``discard_old_when_full`` drops its oldest items for good.
     """
@@ -130,9 +130,7 @@ def _queue_settings(data: Any, where: str, base: QueueSettings) -> QueueSettings
             raise ConfigError('"discard_old_when_full" must be true or false')
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return QueueSettings(
-        **{entry.name: given.get(entry.name, getattr(base, entry.name)) for entry in fields(base)}
-    )
+    return replace(base, **given)
 
 
 def _whole(given: dict[str, Any], key: str, least: int, most: int | None = None) -> None:

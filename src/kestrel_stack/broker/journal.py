@@ -16,7 +16,7 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kestrel_stack.broker.records import Break, Replayed, replay
@@ -58,28 +58,38 @@ class Journal:
         self._owed = b""
         self._torn = False
         self._fd = -1
+        self._archives: list[Path] = []
 
     # Start
 
-    def recover(self, now_ms: int) -> Replayed:
-        """Read the archives and the current file, cut a torn tail off, and open the file for appending."""
-        self._clean_up()
+    def recover(self, now_ms: int, siblings: Sequence[Path] = ()) -> Replayed:
+        """Read the archives and the current file, cut a torn tail off, and open the file for appending.
+
+        ``siblings`` are the other files of this queue: archives, and what a rewrite or a pack left.
+        """
+        self._clean_up(siblings)
         state = Replayed()
-        for archive in self.archives():
+        for archive in self._archives:
             broken = _replay_file(archive, state, now_ms)
             if broken:
                 # Kestrel would cut the current file at this offset, which has nothing to do with it.
                 log.warning(
                     "%s: %s at byte %d; the rest of this archive is skipped, the file is left as it is",
-                    archive, broken.reason, broken.offset,
-                )  # fmt: skip
+                    archive,
+                    broken.reason,
+                    broken.offset,
+                )
         broken = _replay_file(self.path, state, now_ms) if self.path.exists() else None
         self._open()
         if broken:
             log.warning(
                 "%s: %s; cut back from %d to %d bytes (%d bytes dropped)",
-                self.path, broken.reason, self.size, broken.offset, self.size - broken.offset,
-            )  # fmt: skip
+                self.path,
+                broken.reason,
+                self.size,
+                broken.offset,
+                self.size - broken.offset,
+            )
             self._truncate(broken.offset)
         for xid in state.lost_xids:
             log.warning("%s: xid %d was opened twice; the first item is lost", self.path, xid)
@@ -92,44 +102,33 @@ class Journal:
         if is_new:
             fsync_directory(self.path.parent)
 
-    def _clean_up(self) -> None:
-        """Remove what an interrupted rewrite left, and finish a pack that Kestrel completed."""
-        for leftover in self._siblings(f"{self.path.name}~~"):
-            leftover.unlink()
-        for pack in self._siblings(f"{self.path.name}.", suffix=".pack"):
-            stamp = _stamp(self.path, pack)
-            if stamp is None:
-                continue
+    def _clean_up(self, siblings: Sequence[Path]) -> None:
+        """Sort the archives, remove what a rewrite left, finish a pack that Kestrel completed."""
+        archives: dict[Path, int] = {}
+        packs: dict[Path, int] = {}
+        for path in siblings:
+            if path.name.startswith(f"{self.path.name}~~"):
+                path.unlink()
+            elif path.suffix == ".pack":
+                packs[path] = stamp(path)
+            else:
+                archives[path] = stamp(path)
+        for pack, pack_stamp in sorted(packs.items(), key=lambda entry: entry[1]):
             if pack.stat().st_size == 0:
-                # Kestrel makes it empty first and fills it by a rename. Its archives say the same; keep them.
+                # Kestrel makes it empty and fills it by a rename; until then the archives say everything.
                 log.warning("%s: empty, left by an interrupted rewrite; removed, the archives are read", pack)
                 pack.unlink()
                 continue
-            for archive in self.archives():
-                if (_stamp(self.path, archive) or 0) <= stamp:
-                    archive.unlink()
-            pack.rename(pack.with_suffix(""))
-
-    def archives(self) -> list[Path]:
-        """Return the archives in the order in which they were written: by the number, not by the text."""
-        found = [
-            (stamp, path)
-            for path in self._siblings(f"{self.path.name}.")
-            if not path.name.endswith(".pack") and (stamp := _stamp(self.path, path)) is not None
-        ]
-        return [path for _, path in sorted(found)]
+            for archive in [path for path, number in archives.items() if number <= pack_stamp]:
+                archive.unlink()
+                del archives[archive]
+            archives[pack.rename(pack.with_suffix(""))] = pack_stamp
+        # By the number, not by the text: 99 is older than 1000.
+        self._archives = sorted(archives, key=lambda path: (archives[path], path.name))
 
     def total_size(self) -> int:
         """Return the bytes of the current file and all archives."""
-        return self.size + sum(path.stat().st_size for path in self.archives())
-
-    def _siblings(self, prefix: str, suffix: str = "") -> list[Path]:
-        with os.scandir(self.path.parent) as entries:
-            return sorted(
-                self.path.parent / entry.name
-                for entry in entries
-                if entry.name.startswith(prefix) and entry.name.endswith(suffix) and entry.is_file()
-            )
+        return self.size + sum(path.stat().st_size for path in self._archives)
 
     # Writing
 
@@ -186,8 +185,7 @@ class Journal:
         off): they go oldest first, and what is left of a journal that ends empty ends empty too, so that a
         crash at any moment brings nothing back.
         """
-        archives = self.archives()
-        if archives and records:
+        if self._archives and records:
             return
         temporary = self.path.with_name(f"{self.path.name}~~{int(time.time() * 1000)}")
         fd = -1
@@ -196,8 +194,9 @@ class Journal:
             if records:
                 self._write_all(fd, records)
             os.fsync(fd)
-            for archive in archives:
-                archive.unlink()
+            while self._archives:
+                self._archives[0].unlink()
+                del self._archives[0]
             temporary.replace(self.path)
         except OSError as error:
             if fd >= 0:
@@ -216,7 +215,7 @@ class Journal:
     # Syncing and closing
 
     def duplicate_for_sync(self) -> int | None:
-        """Return a new descriptor of the file for a sync in another thread, which closes it; None if closed."""
+        """Return a new descriptor of the file for a sync in another thread, or None if closed."""
         self._unsynced = False
         return os.dup(self._fd) if self._fd >= 0 else None
 
@@ -235,17 +234,18 @@ class Journal:
 
     def delete(self) -> None:
         """Close, and remove the archives and the current file."""
-        archives = self.archives()
         self._owed = b""
         self.close()
-        for path in [*archives, self.path]:
+        for path in [*self._archives, self.path]:
             path.unlink(missing_ok=True)
 
 
-def _stamp(current: Path, path: Path) -> int | None:
-    """Return the number after ``<queue>.``, or None if there is none (a stray file)."""
-    number = path.name[len(current.name) + 1 :].split(".")[0]
-    return int(number) if number.isascii() and number.isdigit() else None
+def stamp(path: Path) -> int:
+    """Return the number of an archive ``<queue>.<number>``; ValueError if it is not one."""
+    number = path.name.partition(".")[2].partition(".")[0]
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"{path.name} is not the name of an archive")
+    return int(number)
 
 
 def _replay_file(path: Path, state: Replayed, now_ms: int) -> Break | None:

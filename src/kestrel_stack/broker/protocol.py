@@ -26,7 +26,7 @@ SERVER_ERROR = b"SERVER_ERROR\r\n"
 _INTEGER = re.compile(r"[+-]?[0-9]+\Z")
 
 
-class HangUp(Exception):
+class HangUp(Exception):  # noqa: N818 (an instruction to the connection, not always an error)
     """Close the connection, after ``reply`` if there is one; without a reply is Kestrel's silent close."""
 
     def __init__(self, reply: bytes = b"", why: str = ""):
@@ -82,7 +82,7 @@ class RequestParser:
         self._buffer += chunk
 
     def next(self) -> Request | None:
-        """Return the next complete request, or None until more bytes come; HangUp if there is no sense in it."""
+        """Return the next complete request, or None until more bytes come; HangUp if it makes no sense."""
         if self._pending is None:
             request = self._read_line()
             if request is None or self._pending is None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from kestrel_stack.broker import records
@@ -62,9 +63,12 @@ class Queue:
         self.canceled_transactions = 0
         self.flushes = 0
 
-    def recover(self) -> int:
-        """Load the journal; return how many reads were found open and put back at the head."""
-        state = self.journal.recover(self._clock())
+    def recover(self, siblings: Sequence[Path] = ()) -> int:
+        """Load the journal; return how many reads were found open and put back at the head.
+
+        ``siblings`` are the queue's files besides the current one.
+        """
+        state = self.journal.recover(self._clock(), siblings)
         self._items = state.items
         self._bytes = sum(len(item.data) for item in state.items)
         self._last_xid = state.last_xid
@@ -109,10 +113,10 @@ class Queue:
 
     # Adding
 
-    def add(self, data: bytes, expiry_ms: int = 0) -> bool:
+    def add(self, data: bytes, expires_in_ms: int | None = None, *, expiry_ms: int = 0) -> bool:
         """Add an item and give it to whoever waits; False if the queue does not take it.
 
-        ``expiry_ms`` is unix ms, 0 never.
+        It expires ``expires_in_ms`` from now, or at ``expiry_ms`` (unix ms, 0 never).
         """
         settings = self.settings
         if self.closed or (settings.max_item_size is not None and len(data) > settings.max_item_size):
@@ -123,6 +127,8 @@ class Queue:
             return False
         self._rewrite_if_due()
         now = self._clock()
+        if expires_in_ms is not None:
+            expiry_ms = now + expires_in_ms
         if settings.max_age is not None:
             latest = now + int(settings.max_age * 1000)
             expiry_ms = min(expiry_ms, latest) if expiry_ms else latest
@@ -191,7 +197,7 @@ class Queue:
         self.put_back([xid])
 
     def put_back(self, xids: list[int]) -> None:
-        """Put open reads back at the head, one after the other: the last given is the first to go out again."""
+        """Put open reads back at the head, one after the other: the last given is the next to go out."""
         if self.closed:
             return
         xids = [xid for xid in xids if xid in self._open]

@@ -86,7 +86,7 @@ class Break:
     reason: str
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     pass
 
 
@@ -100,8 +100,8 @@ def replay(buffer: bytes | memoryview, state: Replayed, now_ms: int) -> Break | 
     while offset < end:
         try:
             offset = _apply(buffer, offset, state, now_ms)
-        except (_Unreadable, struct.error) as error:
-            reason = str(error) if isinstance(error, _Unreadable) else "the record is cut short"
+        except (_UnreadableError, struct.error) as error:
+            reason = str(error) if isinstance(error, _UnreadableError) else "the record is cut short"
             return Break(offset, reason)
     return None
 
@@ -132,7 +132,7 @@ def _apply(buffer: bytes | memoryview, offset: int, state: Replayed, now_ms: int
             state.open.pop(xid, None)
         state.items.append(item)
     else:
-        raise _Unreadable(f"no record starts with the byte 0x{opcode:02x}")
+        raise _UnreadableError(f"no record starts with the byte 0x{opcode:02x}")
     return at
 
 
@@ -155,10 +155,12 @@ def _apply_xid(opcode: int, xid: int, state: Replayed) -> None:
 def _block(buffer: bytes | memoryview, at: int, least: int) -> tuple[memoryview, int]:
     (size,) = _I32.unpack_from(buffer, at)
     if size < least:
-        raise _Unreadable(f"the record gives its size as {size}, less than the {least} bytes of its head")
+        raise _UnreadableError(
+            f"the record gives its size as {size}, less than the {least} bytes of its head"
+        )
     start, stop = at + 4, at + 4 + size
     if stop > len(buffer):
-        raise _Unreadable(f"the record is cut short: {len(buffer) - start} of {size} bytes are there")
+        raise _UnreadableError(f"the record is cut short: {len(buffer) - start} of {size} bytes are there")
     return memoryview(buffer)[start:stop], stop
 
 

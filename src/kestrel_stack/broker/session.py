@@ -28,6 +28,9 @@ log = logging.getLogger("kestrel.session")
 MAX_BUFFERED = 1 << 20
 """Bytes of requests that a connection may send ahead while one is waiting; then it is not read from."""
 
+WRITE_AT_ONCE = 64 * 1024
+"""Bytes of replies that are collected while requests are at hand, before they are written."""
+
 SECONDS_OR_DATE = 1_000_000
 """From here on an expiry is a unix time in seconds; below it is seconds from now."""
 
@@ -42,7 +45,7 @@ class WaitingRead:
         self.queue = queue
         self.options = options
         loop = asyncio.get_running_loop()
-        self.timer = loop.call_later(options.wait_ms / 1000, session.waiting_is_over, self)
+        self.timer = loop.call_later(options.wait_ms / 1000, session.end_waiting, self, False)
 
     def alive(self) -> bool:
         """Say whether the client is still there."""
@@ -50,7 +53,7 @@ class WaitingRead:
 
     def wake(self) -> None:
         """Answer the get from what the queue holds now."""
-        self.session.waiting_is_over(self)
+        self.session.end_waiting(self, True)
 
 
 class Session(asyncio.Protocol):
@@ -83,6 +86,11 @@ class Session(asyncio.Protocol):
         self._poll.register(sock.fileno(), select.POLLRDHUP)
         self._broker.sessions.add(self)
         self._counters.total_connections += 1
+
+    def eof_received(self) -> bool:
+        """Take half a hang-up for a whole one, as Kestrel does: a waiting read ends, replies still go out."""
+        self.hang_up()
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Return what the client has not confirmed."""
@@ -119,10 +127,7 @@ class Session(asyncio.Protocol):
             self._let_go()
 
     def _let_go(self) -> None:
-        if self._waiting:
-            self._waiting.timer.cancel()
-            self._waiting.queue.stop_waiting(self._waiting)
-            self._waiting = None
+        self._forget_waiting()
         held, self._open = self._open, {}
         for reads in held.values():
             for queue in dict.fromkeys(queue for queue, _ in reads):
@@ -139,27 +144,25 @@ class Session(asyncio.Protocol):
 
     def _run(self) -> None:
         """Answer the requests that have arrived, in order, until one must wait."""
+        replies: list[bytes] = []
+        size = 0
         while not (self._waiting or self._closing or self._write_paused):
             try:
                 request = self._parser.next()
                 if request is None:
                     break
                 reply = self._answer(request)
-            except HangUp as refusal:
-                log.debug("closing a connection: %s", refusal)
-                self.hang_up(refusal.reply)
-                return
-            except JournalError as error:
-                log.error("%s", error)
-                self.hang_up(protocol.SERVER_ERROR)
-                return
-            except Exception:
-                # Kestrel's shape for anything unforeseen; the other connections go on.
-                log.exception("unexpected error, closing a connection")
-                self.hang_up()
+            except Exception as error:
+                replies.append(_last_reply(error))
+                self.hang_up(b"".join(replies))
                 return
             if reply is not None:
-                self._send(reply)
+                replies.append(reply)
+                size += len(reply)
+                if size > WRITE_AT_ONCE:  # so that a client that does not read is noticed
+                    self._send(b"".join(replies))
+                    replies, size = [], 0
+        self._send(b"".join(replies))
         self._control_reading()
 
     def _control_reading(self) -> None:
@@ -190,9 +193,11 @@ class Session(asyncio.Protocol):
         queue = self._spool.get_or_create(name)
         if request.too_large or request.data is None:
             return protocol.NOT_STORED
-        now = self._broker.clock()
-        expiry_ms = 0 if expiry == 0 else now + expiry * 1000 if expiry < SECONDS_OR_DATE else expiry * 1000
-        return protocol.STORED if queue.add(request.data, expiry_ms) else protocol.NOT_STORED
+        if expiry == 0 or expiry >= SECONDS_OR_DATE:
+            stored = queue.add(request.data, expiry_ms=expiry * 1000)
+        else:
+            stored = queue.add(request.data, expires_in_ms=expiry * 1000)
+        return protocol.STORED if stored else protocol.NOT_STORED
 
     def _get(self, request: Request) -> bytes | None:
         options = GetOptions.parse(request.word(1))
@@ -247,22 +252,26 @@ class Session(asyncio.Protocol):
         self._counters.get_misses += 1
         return protocol.END
 
-    def waiting_is_over(self, waiting: WaitingRead) -> None:
-        """Answer the waiting read with an item if there is one now, else END; then go on with what came after."""
+    def end_waiting(self, waiting: WaitingRead, may_take: bool) -> None:
+        """Answer the waiting read, from the queue if ``may_take``, else with END; then go on."""
         if self._waiting is not waiting:
             return
-        self._waiting = None
-        waiting.timer.cancel()
-        waiting.queue.stop_waiting(waiting)
+        self._forget_waiting()
         try:
-            reply = self._take(waiting.queue, waiting.options) or self._miss(waiting.queue)
+            reply = self._take(waiting.queue, waiting.options) if may_take else None
         except JournalError as error:
             log.error("%s", error)
             self.hang_up(protocol.SERVER_ERROR)
             return
-        self._send(reply)
+        self._send(reply or self._miss(waiting.queue))
         # Not from here: this runs inside another connection's set.
         asyncio.get_running_loop().call_soon(self._run)
+
+    def _forget_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting:
+            waiting.timer.cancel()
+            waiting.queue.stop_waiting(waiting)
 
     def _end_oldest(self, name: str, end: Callable[[Queue, int], None]) -> None:
         """Confirm or put back this connection's oldest open read of the named queue, if it has one."""
@@ -345,3 +354,16 @@ class Session(asyncio.Protocol):
         "quit": _quit,
         "shutdown": _shutdown,
     }
+
+
+def _last_reply(error: Exception) -> bytes:
+    """Log why a connection is closed and return what it is told before."""
+    if isinstance(error, HangUp):
+        log.debug("closing a connection: %s", error)
+        return error.reply
+    if isinstance(error, JournalError):
+        log.error("%s", error)
+        return protocol.SERVER_ERROR
+    # Kestrel's shape for anything unforeseen; the other connections go on.
+    log.error("unexpected error, closing a connection", exc_info=error)
+    return b""

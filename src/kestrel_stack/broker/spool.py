@@ -6,11 +6,11 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kestrel_stack.broker.config import Config
-from kestrel_stack.broker.journal import Journal, JournalError
+from kestrel_stack.broker.journal import Journal, JournalError, stamp
 from kestrel_stack.broker.protocol import HangUp
 from kestrel_stack.broker.queue import Queue
 
@@ -52,8 +52,8 @@ class Spool:
         """Lock the folder and load every queue in it; SpoolError if that cannot be."""
         path = self.config.queue_path
         self._lock(path)
-        for name in sorted(self._names(path)):
-            self._load(name)
+        for name, siblings in self._files(path).items():
+            self._load(name, siblings)
 
     def _lock(self, path: Path) -> None:
         # The lock is on the folder itself: a lock file in it would be taken for a queue.
@@ -72,30 +72,42 @@ class Spool:
                 f"{path}: another broker uses this queue folder; stop it, or set another queue_path"
             ) from None
 
-    def _names(self, path: Path) -> set[str]:
-        names = set()
+    def _files(self, path: Path) -> dict[str, list[Path]]:
+        """Return the files beside the current one of every queue that has a file, by queue name."""
+        queues: dict[str, list[Path]] = {}
+        temporaries: list[Path] = []
         with os.scandir(path) as entries:
-            for entry in entries:
-                if "~~" in entry.name or not entry.is_file():
+            for file in sorted(Path(entry.path) for entry in entries if entry.is_file()):
+                if "~~" in file.name:
+                    temporaries.append(file)
                     continue
-                name, dot, rest = entry.name.partition(".")
-                if not name or "~" in name or (dot and not _is_stamp(rest)):
+                try:
+                    name, is_current = _queue_of(file)
+                except ValueError:
                     # Kestrel does not start at all with such a file in its folder.
-                    log.warning("%s: not a journal, left alone; move it out of the folder", entry.path)
-                else:
-                    names.add(os.fsencode(name).decode("latin-1"))
-        return names
+                    log.warning("%s: not a journal, left alone; move it out of the folder", file)
+                    continue
+                siblings = queues.setdefault(name, [])
+                if not is_current:
+                    siblings.append(file)
+        for file in temporaries:
+            name = _to_queue_name(file.name.partition("~~")[0])
+            if name in queues:
+                queues[name].append(file)
+        return queues
 
-    def _load(self, name: str) -> Queue:
+    def _load(self, name: str, siblings: Sequence[Path] = ()) -> Queue:
         path = self.config.queue_path / os.fsdecode(name.encode("latin-1"))
         journal = Journal(
             path, sync_each_write=self.config.sync_journal_ms == 0, on_unsynced=self._on_unsynced
         )
         queue = Queue(name, self.config.settings_for(name), journal, self._clock)
         try:
-            returned = queue.recover()
+            returned = queue.recover(siblings)
         except OSError as error:
             raise SpoolError(f"{path}: cannot read the journal: {error.strerror}") from error
+        except (JournalError, ValueError) as error:
+            raise SpoolError(f"{path}: {error}") from error
         if returned:
             log.info("%s: %d open reads returned to the queue", name, returned)
         self.queues[name] = queue
@@ -113,8 +125,9 @@ class Spool:
                 raise HangUp(why=f"illegal queue name {name[:80]!r}")
             try:
                 queue = self._load(name)
-            except (SpoolError, JournalError, OSError) as error:
-                raise HangUp(why=f"cannot make queue {name[:80]!r}: {error}") from error
+            except SpoolError as error:
+                log.warning("cannot make a queue: %s", error)
+                raise HangUp(why="no such queue can be made") from error
             self.queue_creates += 1
         return queue
 
@@ -138,6 +151,15 @@ class Spool:
             self._lock_fd = -1
 
 
-def _is_stamp(rest: str) -> bool:
-    number = rest.split(".")[0]
-    return number.isascii() and number.isdigit()
+def _queue_of(file: Path) -> tuple[str, bool]:
+    """Return whose file this is and whether it is the current one; ValueError for a stray file."""
+    name, dot, _ = file.name.partition(".")
+    if not name or "~" in name:
+        raise ValueError(file.name)
+    if dot:
+        stamp(file)
+    return _to_queue_name(name), not dot
+
+
+def _to_queue_name(file_name: str) -> str:
+    return os.fsencode(file_name).decode("latin-1")

@@ -1,0 +1,71 @@
+"""Pack the broker into one file: ``python -m kestrel_stack.broker.bundle --output DIR``.
+
+The file is a zipapp of this package alone; run it with ``python3 FILE.pyz --config FILE.json``. The same
+sources give the same bytes everywhere (fixed times and modes, nothing compressed), and the name carries
+their hash: kestrel-embedded-<version>-<first 12 of the SHA-256>.pyz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import sys
+import zipfile
+from pathlib import Path
+
+from kestrel_stack import __version__
+
+PACKAGE = Path(__file__).parent
+LONG_AGO = (1980, 1, 1, 0, 0, 0)
+LAUNCHER = "import sys\n\nfrom kestrel_stack.broker.__main__ import main\n\nsys.exit(main())\n"
+
+
+def build() -> bytes:
+    """Return the bytes of the zipapp."""
+    files = {"__main__.py": LAUNCHER.encode()}
+    for source in [PACKAGE.parent / "__init__.py", *PACKAGE.glob("*.py")]:
+        files[source.relative_to(PACKAGE.parent.parent).as_posix()] = source.read_bytes()
+    buffer = io.BytesIO()
+    buffer.write(b"#!/usr/bin/env python3\n")
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, LONG_AGO)
+            entry.create_system = 3
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, files[name])
+    return buffer.getvalue()
+
+
+def write(folder: Path) -> Path:
+    """Write the zipapp into ``folder``, which is made if need be, and return its path."""
+    content = build()
+    digest = hashlib.sha256(content).hexdigest()
+    path = folder / f"kestrel-embedded-{__version__}-{digest[:12]}.pyz"
+    if not path.exists() or path.read_bytes() != content:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(content)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the bundle and print its path; 1 with one line if the folder cannot be written."""
+    parser = argparse.ArgumentParser(
+        prog="kestrel_stack.broker.bundle", description="Pack the broker into one file."
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write it to")
+    options = parser.parse_args(arguments)
+    try:
+        path = write(options.output)
+    except OSError as error:
+        sys.stderr.write(f"bundle: cannot write to {options.output}: {error.strerror}\n")
+        return 1
+    sys.stdout.write(f"{path.absolute()}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
