@@ -18,8 +18,8 @@ DEBIAN_CLIENT = "/usr/bin/docker"
 def client() -> str:
     """Return the Docker client's path: ``KESTREL_STACK_DOCKER``, else Debian's, else the first on PATH.
 
-    Debian's comes first because it has the same version as Debian's engine; a newer client from elsewhere may insist on
-    an API or a builder which that engine lacks.
+    Debian's comes first because it has the same version as Debian's engine; a newer client from elsewhere may
+    insist on an API or a builder which that engine lacks.
 
     Raises LabError when there is none.
     """
@@ -37,7 +37,7 @@ def client() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for the client: the classic builder, which every engine has and which needs no plugin."""
+    """Return the client's environment: the classic builder, which needs no plugin."""
     return {**os.environ, "DOCKER_BUILDKIT": "0", "DOCKER_CLI_HINTS": "false"}
 
 
@@ -80,7 +80,7 @@ def require() -> None:
     done = docker("info", "--format", "{{.ServerVersion}}", check=False)
     if done.returncode != 0:
         raise LabError(
-            f"no Docker engine answers: {last_line(done.stderr or done.stdout)}. Run bin/up, which starts one."
+            f"no Docker engine answers: {last_line(done.stderr or done.stdout)}. bin/up starts one"
         )
 
 

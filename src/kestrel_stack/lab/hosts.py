@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import ipaddress
 import json
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kestrel_stack.lab import engine, inventory
+from kestrel_stack.lab import engine, inventory, locks
 from kestrel_stack.lab.errors import LabError
 from kestrel_stack.lab.inventory import Lab
 
@@ -50,7 +49,7 @@ RUN_OPTIONS = (
 
 @dataclass(frozen=True)
 class Up:
-    """What ``up`` left standing: addresses by host, in the inventory's order, and what it had to do for that."""
+    """What ``up`` left standing: addresses by host, in the inventory's order, and what it had to do."""
 
     addresses: Mapping[str, str]
     created: tuple[str, ...]
@@ -111,27 +110,25 @@ def networks(lab: Lab) -> list[str]:
     ).stdout.split()
 
 
-@contextlib.contextmanager
-def exclusive(lab: Lab) -> Iterator[None]:
-    """Let one process at a time change a lab's containers; a second one waits, as its work is short."""
-    lab.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (lab.state / "hosts.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def lock_path(lab: Lab) -> Path:
+    """Return the lock of a lab's containers; beside its state, which ``down`` removes."""
+    return lab.state.with_name(f"{lab.state.name}.hosts.lock")
 
 
 def up(lab: Lab, image: str, *, recreate: bool = False, say: Callable[[str], None] = lambda line: None) -> Up:
     """Make, or start again, one container per host; return when every host answers SSH with its known key.
 
-    Containers that stand are left alone. Raises LabError when the lab's definition changed and ``recreate`` is false, when
-    no subnet is free, or when a host does not become ready in 90 s (its journal is then printed through ``say``).
+    Containers that stand are left alone. Raises LabError when the lab's definition changed and ``recreate``
+    is false, when no subnet is free, or when a host does not become ready in 90 s (its journal is then
+    printed through ``say``).
     """
     engine.require()
     if len(lab.hosts) > MAX_HOSTS:
         raise LabError(
             f"{lab.inventory}/hosts.yml: {len(lab.hosts)} hosts are more than a lab holds ({MAX_HOSTS})"
         )
-    with exclusive(lab):
+    # One process at a time; a second one waits, as the work is short.
+    with locks.held(lock_path(lab)):
         return _up(lab, image, recreate, say)
 
 
@@ -143,7 +140,7 @@ def _up(lab: Lab, image: str, recreate: bool, say: Callable[[str], None]) -> Up:
     )
     if changed and not recreate:
         raise LabError(
-            f"the definition of lab {lab.name} changed ({', '.join(changed)}): run bin/up --recreate, which makes its "
+            f"the definition of lab {lab.name} changed ({', '.join(changed)}): use --recreate to make its "
             "containers anew (what is inside them is lost)"
         )
     if recreate and (found or networks(lab)):
@@ -178,26 +175,30 @@ def down(lab: Lab) -> Down:
 
     When no engine answers, what it may hold is unknown: raises LabError unless this lab has no files either.
     """
-    has_files = lab.containers_yml.exists() or lab.state.exists()
     if not engine.answers():
-        if has_files:
+        if has_files(lab):
             raise LabError(
-                "no Docker engine answers, so the lab's containers cannot be removed; start it (bin/up does)"
+                "no Docker engine answers, so the lab's containers cannot be removed: start it first"
             )
         return Down((), (), ())
-    removed_containers, removed_networks = _remove(lab)
-    files = []
-    for path in (lab.containers_yml, lab.state):
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
-        else:
-            continue
-        files.append(str(path))
+    with locks.held(lock_path(lab)):
+        removed_containers, removed_networks = _remove(lab)
+        files = [str(path) for path in _generated(lab) if path.exists()]
+        lab.containers_yml.unlink(missing_ok=True)
+        shutil.rmtree(lab.state, ignore_errors=True)
+        lock_path(lab).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         lab.state.parent.rmdir()
     return Down(removed_containers, removed_networks, tuple(files))
+
+
+def _generated(lab: Lab) -> tuple[Path, Path]:
+    return lab.containers_yml, lab.state
+
+
+def has_files(lab: Lab) -> bool:
+    """Tell whether this lab left files, and so may have containers."""
+    return any(path.exists() for path in _generated(lab))
 
 
 def _remove(lab: Lab) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -223,7 +224,7 @@ def routes(text: str) -> list[ipaddress.IPv4Network]:
 
 
 def free_subnets(key: str, taken: Sequence[ipaddress.IPv4Network]) -> Iterator[ipaddress.IPv4Network]:
-    """Yield subnets that overlap nothing taken, beginning at a place that depends on ``key``, so that it is often the same."""
+    """Yield subnets that overlap nothing taken; ``key`` (hex) decides which comes first."""
     start = int(key, 16) % len(POOL)
     for subnet in POOL[start:] + POOL[:start]:
         if not any(subnet.overlaps(other) for other in taken):
@@ -364,7 +365,8 @@ def _install_key(lab: Lab, host: str) -> None:
     """Let the lab's key, and no other, log in as admin; a host that has it already is not touched."""
     script = (
         "set -eu; umask 077; dir=/home/admin/.ssh; mkdir -p $dir; cat >$dir/new; "
-        "if cmp -s $dir/new $dir/authorized_keys; then rm $dir/new; else mv $dir/new $dir/authorized_keys; fi; "
+        "if cmp -s $dir/new $dir/authorized_keys; then rm $dir/new; "
+        "else mv $dir/new $dir/authorized_keys; fi; "
         "chown -R admin:admin $dir"
     )
     done = engine.exec_in(lab.container(host), "sh", "-c", script, stdin=f"{_public_key(lab)}\n".encode())
@@ -373,7 +375,7 @@ def _install_key(lab: Lab, host: str) -> None:
 
 
 def _host_keys(lab: Lab, host: str) -> list[str]:
-    """Return the host's public keys, read through the engine and not over the network that they are to secure."""
+    """Return the host's public keys, read through the engine, not over the network they secure."""
 
     def condition() -> str | None:
         done = engine.exec_in(lab.container(host), "sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub")
@@ -420,8 +422,8 @@ def _wait_for_ssh(lab: Lab, host: str, address: str, say: Callable[[str], None])
         inside = engine.exec_in(lab.container(host), "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/22")
         if inside.returncode == 0:
             raise LabError(
-                f"{host}: {address} does not answer from here though its sshd does inside ({reason}): this engine's "
-                "containers have no addresses that this machine reaches (Docker Desktop, rootless or remote engine); "
+                f"{host}: {address} does not answer here, sshd does inside ({reason}): this engine's "
+                "containers have no address that this machine reaches (Docker Desktop, rootless or remote); "
                 "use a Docker engine that runs as root on this machine"
             )
         _tell_journal(lab, host, say)

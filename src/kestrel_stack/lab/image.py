@@ -1,4 +1,4 @@
-"""The host image: a Debian base (present, pulled or bootstrapped) and ``host_image/Dockerfile`` on top of it."""
+"""The host image: a Debian base (present, pulled or bootstrapped) and ``host_image/Dockerfile`` on top."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from kestrel_stack.lab.errors import LabError
 SUITES = ("bookworm", "trixie")
 FILES = Path(__file__).parent / "host_image"
 REPOSITORY = "kestrel-stack/host"
+LABEL = "kestrel-stack.host-image"
 BASE_REPOSITORY = "kestrel-stack/base"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 OWN_CA = Path("/usr/local/share/ca-certificates")
@@ -35,7 +36,7 @@ def check_suite(suite: str) -> str:
 
 
 def tag(suite: str, files: Path = FILES) -> str:
-    """Return the host image's name, whose tag is a hash of the suite and of every file the image is made from."""
+    """Return the host image's name; its tag is a hash of the suite and of every file it is made from."""
     digest = hashlib.sha256(check_suite(suite).encode())
     for path in sorted(path for path in files.rglob("*") if path.is_file()):
         mode = path.stat().st_mode & 0o111
@@ -58,7 +59,7 @@ class Mirror:
 
 
 def parse_index_targets(text: str) -> Mirror | None:
-    """Read ``apt-get indextargets`` in the format ``ORIGIN|COMPONENT|RELEASE|REPO_URI``; None when Debian is not in it.
+    """Read ``apt-get indextargets`` (``ORIGIN|COMPONENT|RELEASE|REPO_URI``); None when Debian is not in it.
 
     The origin is empty until the first ``apt-get update``; then the suite's name decides.
     """
@@ -75,7 +76,7 @@ def parse_index_targets(text: str) -> Mirror | None:
 
 
 def machine_mirror() -> Mirror | None:
-    """Return this machine's mirror when it is a Debian machine that has one, else None (the tools' own default)."""
+    """Return this machine's mirror when it is a Debian machine, else None (the tools' own default)."""
     if not re.search(r"^ID=debian$", _read(Path("/etc/os-release")), re.MULTILINE) or not shutil.which(
         "apt-get"
     ):
@@ -118,7 +119,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def ensure_base(suite: str) -> str:
+def ensure_base(suite: str, say: Callable[[str], None]) -> str:
     """Return the name of a Debian base image: present, else pulled, else bootstrapped.
 
     Raises LabError naming what is missing when none of these ways is open.
@@ -128,8 +129,10 @@ def ensure_base(suite: str) -> str:
     for name in (own, pulled):
         if present(name):
             return name
+    say(f"pull {pulled}")
     if engine.docker("pull", "--quiet", pulled, check=False).returncode == 0:
         return pulled
+    say(f"no {pulled} to pull: bootstrap it from this machine's mirror")
     bootstrap(suite, own)
     return own
 
@@ -179,7 +182,7 @@ def bootstrap(suite: str, name: str) -> None:
 
 
 def write_context(suite: str, folder: Path) -> None:
-    """Fill ``folder`` with what the host image is built from: our files, and what this machine needs for its mirror."""
+    """Fill ``folder`` with what the image is built from: our files, and what this machine's mirror needs."""
     shutil.copytree(FILES, folder, dirs_exist_ok=True)
     machine = folder / "machine"
     (machine / "ca").mkdir(parents=True)
@@ -192,32 +195,34 @@ def write_context(suite: str, folder: Path) -> None:
         shutil.copyfile(certificate, machine / "ca" / certificate.name)
 
 
-def ensure(suite: str, *, log: Path | None = None) -> tuple[str, bool]:
+def ensure(
+    suite: str, *, log: Path | None = None, say: Callable[[str], None] = lambda line: None
+) -> tuple[str, bool]:
     """Return the host image's name and whether it had to be built.
 
-    Raises LabError with the builder's last line; the whole output is in ``log`` when given.
+    Raises LabError with the builder's last line; the whole output is in ``log`` when given. ``say`` hears
+    what it does.
     """
     name = tag(suite)
     if present(name):
         return name, False
-    base = ensure_base(suite)
+    base = ensure_base(suite, say)
+    say("install systemd, sshd and what Ansible needs")
     with tempfile.TemporaryDirectory(prefix="kestrel-stack-image-") as folder:
         context = Path(folder) / "context"
         write_context(suite, context)
         proxies = [
             f"--build-arg={key}" for key in ("http_proxy", "https_proxy", "no_proxy") if key in os.environ
         ]
-        # The machine's own network: the bridge may have a larger MTU than the way out.
-        built = engine.docker(
-            "build",
-            "--network=host",
-            "--force-rm",
+        arguments = [
             f"--build-arg=BASE={base}",
             *proxies,
+            f"--label={LABEL}={suite}",
             f"--tag={name}",
             str(context),
-            check=False,
-        )
+        ]
+        # The machine's own network: the bridge may have a larger MTU than the way out.
+        built = engine.docker("build", "--network=host", "--force-rm", *arguments, check=False)
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(built.stdout + built.stderr, encoding="utf-8")
@@ -225,3 +230,12 @@ def ensure(suite: str, *, log: Path | None = None) -> tuple[str, bool]:
         where = f" (see {log})" if log else ""
         raise LabError(f"building the host image failed{where}: {engine.last_line(built.stderr)}")
     return name, True
+
+
+def remove_all() -> list[str]:
+    """Remove the host images and their bases that no container uses; return the names of those removed."""
+    removed = []
+    for repository in (REPOSITORY, BASE_REPOSITORY):
+        listed = engine.docker("images", "--format={{.Repository}}:{{.Tag}}", repository).stdout.split()
+        removed += [name for name in listed if engine.docker("rmi", name, check=False).returncode == 0]
+    return removed

@@ -1,4 +1,4 @@
-"""The committed inventory (``hosts.yml``) names the hosts; the lab adds ``containers.yml`` with their addresses."""
+"""The committed inventory (``hosts.yml``) names the hosts; the lab adds ``containers.yml``: addresses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kestrel_stack.lab.errors import LabError
 CHECKOUT = Path(__file__).resolve().parents[3]
 HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 GENERATED = "containers.yml"
-HEADER = "# Written by `python -m kestrel_stack.lab hosts up`: addresses of containers that exist only on this machine.\n"
+HEADER = "# Written by `python -m kestrel_stack.lab hosts up`: containers that exist only on this machine.\n"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Lab:
 
 
 def lab_name(inventory: Path, checkout: Path = CHECKOUT) -> str:
-    """Return a short name: ``lab`` for ansible/inventories/lab, ``molecule-default`` for molecule/default/inventory."""
+    """Return a short name: ``lab`` for ansible/inventories/lab, ``molecule-x`` for molecule/x/inventory."""
     try:
         parts = list(inventory.relative_to(checkout).parts)
     except ValueError:
@@ -75,8 +75,8 @@ def lab_name(inventory: Path, checkout: Path = CHECKOUT) -> str:
 def load(inventory: Path, checkout: Path = CHECKOUT) -> Lab:
     """Read an inventory folder's ``hosts.yml``.
 
-    Raises LabError when the folder or the file is missing, is not a YAML inventory, or names no host or one that cannot be
-    a container's.
+    Raises LabError when the folder or the file is missing, is not a YAML inventory, or names no host or one
+    that cannot be a container's.
     """
     inventory = inventory.resolve()
     checkout = checkout.resolve()
@@ -94,7 +94,7 @@ def load(inventory: Path, checkout: Path = CHECKOUT) -> Lab:
     for host in hosts:
         if not HOST_NAME.fullmatch(host):
             raise LabError(
-                f"{path}: {host!r} cannot be a lab host's name: use a-z, 0-9 and '-', at most 32, written out one by one"
+                f"{path}: {host!r} cannot be a lab host's name: use a-z, 0-9 and '-', at most 32, one by one"
             )
     key = hashlib.sha256(f"{checkout}\0{inventory}".encode()).hexdigest()[:8]
     name = lab_name(inventory, checkout)
@@ -129,7 +129,8 @@ def _groups(data: Any, path: Path) -> dict[str, tuple[str, ...]]:
 
     for name, body in data.items():
         visit(str(name), body)
-    # A group whose children are filled in elsewhere in the file (app: children: {consumers:, web:}) has their hosts too.
+    # A group whose children are filled in elsewhere in the file (app: children: {consumers:, web:}) has their
+    # hosts too.
     for _ in found:
         for name, children in _children(data):
             for child in children:
@@ -166,7 +167,7 @@ def containers_yml(lab: Lab, addresses: Mapping[str, str], public_key: str) -> s
 
 
 def ssh_config(lab: Lab, addresses: Mapping[str, str]) -> str:
-    """Return an OpenSSH client configuration that knows the lab's hosts by name and by address, and no other key."""
+    """Return an OpenSSH client configuration that knows the lab's hosts by name and by address."""
     lines = ["# Written by `python -m kestrel_stack.lab hosts up`. By hand: ssh -F THIS_FILE HOST"]
     for host, address in addresses.items():
         lines += [f"Host {host} {address}", f"    HostName {address}"]

@@ -1,0 +1,241 @@
+# shellcheck shell=bash
+# What bin/up, bin/down and bin/test need before Python can take over: programs, and the virtual environment.
+# Bash and Debian's minimal install are enough for this file. Callers may set `yes` (1: do not ask) and `suite`.
+#
+#   KESTREL_STACK_VENV    another folder for the virtual environment, so that several checkouts share one
+#   KESTREL_STACK_DOCKER  another Docker client than /usr/bin/docker or the first on PATH
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+venv=${KESTREL_STACK_VENV:-$root/.venv}
+lock=$root/requirements/controller.txt
+program=bin/${0##*/}
+yes=0
+suite=bookworm
+[[ ${CI:-} == true ]] && yes=1
+
+fail() { printf '%s: %s\n' "$program" "$1" >&2; exit "${2:-1}"; }
+is_root() { [[ $(id -u) -eq 0 ]]; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# --- steps: one line each; on a terminal a timer runs on long ones ---------------------------------------------------
+
+# step NAME LOG COMMAND...: runs the command with its output in LOG; says how long it took, or shows LOG's end.
+step() {
+    local name=$1 log=$2 started=$SECONDS pid status=0
+    shift 2
+    mkdir -p "$(dirname "$log")"
+    # A process group of its own, so that an interrupted step takes everything it started with it.
+    set -m
+    "$@" </dev/null >"$log" 2>&1 9>&- &
+    pid=$!
+    set +m
+    trap 'kill -- "-$pid" 2>/dev/null; printf "\n%s: interrupted; run it again to go on\n" "$program" >&2; exit 130' INT TERM
+    if [[ -t 1 ]]; then
+        while kill -0 "$pid" 2>/dev/null; do
+            printf '\r  %-44s %4d s' "$name" "$((SECONDS - started))"
+            sleep 0.2
+        done
+        printf '\r'
+    fi
+    wait "$pid" || status=$?
+    trap - INT TERM
+    if [[ $status -eq 0 ]]; then
+        printf '  %-44s %4d s\n' "$name" "$((SECONDS - started))"
+        return 0
+    fi
+    printf '  %-44s failed after %d s; the end of %s:\n' "$name" "$((SECONDS - started))" "$log" >&2
+    tail -n 12 "$log" | sed 's/^/    /' >&2
+    fail "$name failed"
+}
+
+# --- what is there ---------------------------------------------------------------------------------------------------
+
+python_version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+# Prints the Python to use: python3 when it is one of those supported, else the newest of them that is there.
+find_python() {
+    local candidate
+    for candidate in python3 python3.13 python3.12 python3.11; do
+        case $(python_version "$candidate") in
+            3.11 | 3.12 | 3.13) command -v "$candidate"; return 0 ;;
+        esac
+    done
+    return 1
+}
+
+docker_client() {
+    if [[ -n ${KESTREL_STACK_DOCKER:-} ]]; then echo "$KESTREL_STACK_DOCKER"
+    elif [[ -x /usr/bin/docker ]]; then echo /usr/bin/docker
+    else command -v docker
+    fi
+}
+
+engine_answers() {
+    local client
+    client=$(docker_client) && "$client" info >/dev/null 2>&1
+}
+
+# The base image is there, or the registry has it (which is asked without pulling anything).
+base_image_in_reach() {
+    local client
+    client=$(docker_client) || return 1
+    "$client" image inspect "kestrel-stack/base:$suite" >/dev/null 2>&1 ||
+        "$client" image inspect "debian:$suite" >/dev/null 2>&1 ||
+        [[ -n $("$client" images --quiet --filter "reference=kestrel-stack/host:$suite-*" 2>/dev/null) ]] ||
+        timeout 20 "$client" manifest inspect "debian:$suite" >/dev/null 2>&1
+}
+
+# A virtual environment is believed when its stamp, written last, names this lock and this Python.
+stamp_wanted() {
+    printf '1 %s %s\n' "$(sha256sum <"$lock" | cut -d' ' -f1)" \
+        "$("$python" -c 'import platform, sys; print(platform.python_version(), sys.base_prefix)')"
+}
+venv_ready() { [[ -x $venv/bin/python && $(cat "$venv/.kestrel-stack-stamp" 2>/dev/null) == "$(stamp_wanted)" ]]; }
+
+# Really makes one, since Debian's python3 has the module but not what it needs.
+venv_works() {
+    local folder status=0
+    folder=$(mktemp -d)
+    "$1" -m venv "$folder/v" >/dev/null 2>&1 || status=1
+    rm -rf "$folder"
+    return $status
+}
+
+# --- what is missing: named before anything is changed ---------------------------------------------------------------
+
+# check_needs WITH_ENGINE: fills `packages`; ends the program when something cannot be installed with apt.
+check_needs() {
+    local with_engine=$1 found
+    packages=()
+    if ! python=$(find_python); then
+        if has python3; then
+            found=$(python3 -c 'import platform; print(platform.python_version())' 2>/dev/null || echo "that does not run")
+            fail "Python 3.11, 3.12 or 3.13 is needed, found python3 $found; install one of them (Debian 12 and 13, Ubuntu 24.04 have one)"
+        fi
+        packages+=(python3 python3-venv)
+        python=python3
+    elif ! venv_ready && ! venv_works "$python"; then
+        case $python in
+            */python3) packages+=(python3-venv) ;;
+            *) packages+=("${python##*/}-venv") ;;
+        esac
+    fi
+    has git || packages+=(git)
+    { has ssh && has ssh-keygen; } || packages+=(openssh-client)
+    if [[ $with_engine -eq 1 ]]; then
+        check_engine
+    fi
+}
+
+check_engine() {
+    local client reason
+    if engine_answers; then
+        if ! has mmdebstrap && ! base_image_in_reach; then
+            packages+=(mmdebstrap)
+        fi
+    else
+        if client=$(docker_client); then
+            reason=$("$client" info 2>&1 >/dev/null | grep -v '^WARNING' | tail -n 1)
+            if [[ -n ${DOCKER_HOST:-} ]]; then
+                fail "no Docker engine answers at DOCKER_HOST=$DOCKER_HOST: ${reason:-no reason given}; correct or unset DOCKER_HOST"
+            fi
+            if [[ $reason == *"permission denied"* ]] && ! is_root; then
+                fail "user $(id -un) may not use the Docker engine: run 'sudo usermod -aG docker $(id -un)', log in again, run $program again"
+            fi
+        fi
+        if ! is_root && ! has sudo; then
+            fail "no Docker engine answers, and only root can install or start one: run $program as root, or ask for: apt-get install -y docker.io"
+        fi
+        { [[ -n $client ]] && { has dockerd || [[ -x /usr/sbin/dockerd ]]; }; } || packages+=(docker.io)
+        if [[ ${packages[*]} == *docker.io* ]] && has apt-cache && apt-cache show docker-cli >/dev/null 2>&1; then
+            # Debian 13 split the client off.
+            packages+=(docker-cli)
+        fi
+        # Whether the base image can be pulled is not known before there is an engine.
+        has mmdebstrap || packages+=(mmdebstrap)
+    fi
+    if [[ ${packages[*]} == *mmdebstrap* ]] && ! [[ -e /usr/share/keyrings/debian-archive-keyring.gpg ]]; then
+        packages+=(debian-archive-keyring gpg)
+    fi
+}
+
+# --- installing ------------------------------------------------------------------------------------------------------
+
+install_packages() {
+    [[ ${#packages[@]} -gt 0 ]] || return 0
+    local sudo='' line answer
+    is_root || sudo='sudo '
+    line="${sudo}apt-get update && ${sudo}apt-get install -y --no-install-recommends ${packages[*]}"
+    has apt-get || fail "missing: ${packages[*]} (names of Debian's packages); install them with this machine's package manager"
+    printf '%s: missing: %s. This installs it:\n    %s\n' "$program" "${packages[*]}" "$line" >&2
+    if [[ -n $sudo ]] && ! has sudo; then
+        fail "sudo is missing too: run that line, without sudo, as root"
+    fi
+    if [[ $yes -ne 1 ]]; then
+        [[ -t 0 ]] || fail "no terminal to ask on: run that line, or give --yes"
+        read -r -p "Run it now? [y/N] " answer || answer=n
+        [[ $answer == [yY] || $answer == [yY][eE][sS] ]] || fail "nothing was changed"
+    fi
+    local before=0
+    engine_answers && before=1
+    # The password is asked for here, since the step's own output goes to a file.
+    if [[ -n $sudo ]]; then
+        if [[ -t 0 ]]; then sudo -v || fail "sudo refused"; else sudo -n true 2>/dev/null || fail "sudo asks for a password: run that line by hand"; fi
+    fi
+    step "Install ${packages[*]}" "$root/.lab/bootstrap/apt.log" apt_install "${packages[@]}"
+    if [[ $before -eq 0 && ! -d /run/systemd/system ]] && engine_answers; then
+        # Without systemd the package itself starts the engine; bin/down is to stop it.
+        export KESTREL_STACK_ENGINE_STARTED=1
+    fi
+}
+
+apt_install() {
+    local sudo=()
+    is_root || sudo=(sudo -n)
+    "${sudo[@]}" apt-get update -q &&
+        "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
+}
+
+make_venv() {
+    local old=''
+    [[ ! -e $venv ]] || old=1
+    if [[ -n $old && ! -e $venv/pyvenv.cfg && -n $(ls -A "$venv" 2>/dev/null) ]]; then
+        echo "$venv is not a virtual environment and is not empty: move it away, or set KESTREL_STACK_VENV"
+        return 1
+    fi
+    rm -rf "$venv" &&
+        "$python" -m venv "$venv" &&
+        "$venv/bin/python" -m pip install --disable-pip-version-check --require-hashes --no-deps -r "$lock" || return 1
+    if [[ -z ${KESTREL_STACK_VENV:-} ]]; then
+        # A shared environment belongs to no checkout; there PYTHONPATH alone names the source.
+        "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps --no-build-isolation --quiet -e "$root" || return 1
+    fi
+    stamp_wanted >"$venv/.kestrel-stack-stamp.new" && mv "$venv/.kestrel-stack-stamp.new" "$venv/.kestrel-stack-stamp"
+}
+
+# bootstrap WITH_ENGINE: after it, `$venv/bin` is on PATH and Python takes over. One at a time per environment.
+bootstrap() {
+    check_needs "$1"
+    install_packages
+    python=$(find_python) || fail "Python 3.11, 3.12 or 3.13 is needed, and installing python3 did not bring one"
+    if ! venv_ready; then
+        mkdir -p "$root/.lab" "$(dirname "$venv")"
+        local mutex=$root/.lab/bootstrap.lock
+        [[ -z ${KESTREL_STACK_VENV:-} ]] || mutex=$venv.lock
+        exec 9>"$mutex"
+        if ! flock -n 9; then
+            printf '  waiting for another bin/* that prepares %s\n' "$venv"
+            flock 9
+        fi
+        if ! venv_ready; then
+            step "Prepare ${venv#"$root"/} (Python $(python_version "$python"))" "$root/.lab/bootstrap/venv.log" make_venv
+            export KESTREL_STACK_BOOTSTRAPPED=1
+        fi
+        exec 9>&-
+    fi
+    export PATH=$venv/bin:$PATH
+    # An environment may be shared: this checkout's source comes before one that is installed there.
+    export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
+    export ANSIBLE_CONFIG=$root/ansible.cfg
+    cd "$root" || fail "cannot enter $root"
+}

@@ -1,0 +1,83 @@
+"""What a newcomer does, as a test: a fresh clone in an empty folder, ``bin/up`` twice, ``bin/down`` twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from kestrel_stack.lab import engine, hosts
+from kestrel_stack.lab.errors import LabError
+from kestrel_stack.lab.inventory import CHECKOUT
+from kestrel_stack.lab.progress import say
+
+
+def run(checkout: Path = CHECKOUT) -> int:
+    """Run it and return 0; raises LabError naming the step that did not do what it must.
+
+    The clone has what is committed. It uses this virtual environment, since a cold one only tests the package
+    index again.
+    """
+    with tempfile.TemporaryDirectory(prefix="kestrel-stack-newcomer-") as folder:
+        clone = Path(folder).resolve() / "kestrel-stack"
+        _git(checkout, clone)
+        try:
+            first = _program(clone, "bin/up", "--yes")
+            _expect(first, 0, "lab is up in", "the first bin/up")
+            second = _program(clone, "bin/up", "--yes")
+            _expect(second, 0, "nothing changed", "the second bin/up")
+            _expect(second, 0, "changed=0", "the second bin/up")
+        finally:
+            removed = _program(clone, "bin/down")
+        _expect(removed, 0, "removed", "bin/down")
+        left = engine.docker(
+            "ps", "--all", "--quiet", f"--filter=label={hosts.CHECKOUT_LABEL}={clone}"
+        ).stdout.split()
+        if left:
+            raise LabError(f"bin/down left containers of the clone: {', '.join(left)}")
+        _expect(_program(clone, "bin/down"), 0, "nothing is there", "the second bin/down")
+        changed = subprocess.run(
+            ["git", "-C", str(clone), "status", "--porcelain"], capture_output=True, text=True, check=True
+        ).stdout
+        if changed:
+            raise LabError(f"bin/up left files that git sees: {' '.join(changed.split())}")
+    return 0
+
+
+def _git(checkout: Path, clone: Path) -> None:
+    # The checkout of a CI job often belongs to another user; it is read only.
+    command = ["git", "-c", "safe.directory=*", "clone", "--quiet", "--no-local", str(checkout), str(clone)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LabError(f"git clone failed: {engine.last_line(done.stderr)}")
+
+
+def _program(clone: Path, *command: str) -> tuple[int, str]:
+    say(f"$ {' '.join(command)}")
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "ANSIBLE_CONFIG")
+    }
+    environment |= {"KESTREL_STACK_VENV": sys.prefix, "CI": "true"}
+    process = subprocess.Popen(
+        [str(clone / command[0]), *command[1:]],
+        cwd=clone,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout or ():
+        lines.append(line)
+        say(line, end="")
+    return process.wait(), "".join(lines)
+
+
+def _expect(done: tuple[int, str], code: int, text: str, what: str) -> None:
+    if done[0] != code:
+        raise LabError(f"{what} ended with exit code {done[0]}, not {code}")
+    if text not in done[1]:
+        raise LabError(f"{what} did not say {text!r}")

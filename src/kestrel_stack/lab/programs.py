@@ -1,0 +1,84 @@
+"""Runs other programs: output to a log, and line by line to who shows progress; Ctrl-C ends them first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from kestrel_stack.lab.errors import LabError
+
+END_SECONDS = 15.0
+
+
+def tool(name: str) -> str:
+    """Return the path of a program of the virtual environment that this Python belongs to."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def run_logged(
+    command: Sequence[str],
+    log: Path,
+    on_line: Callable[[str], None] = lambda line: None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> int:
+    """Run a program with no input and return its exit code; its lines go to ``log`` and ``on_line``.
+
+    On an interrupt the program gets SIGINT, time to end, and then SIGTERM, before KeyboardInterrupt goes on.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # A session of its own, so that a terminal's Ctrl-C does not reach it twice: Ansible takes a second
+        # one as "now".
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **(environment or {})},
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise LabError(f"{command[0]} cannot be run: {error.strerror or error}") from None
+    try:
+        with log.open("w", encoding="utf-8") as file:
+            for line in process.stdout or ():
+                file.write(line)
+                file.flush()
+                on_line(line.rstrip("\n"))
+        return process.wait()
+    except BaseException:
+        end(process)
+        raise
+    finally:
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a program and what it started: first as Ctrl-C would, then harder."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+            return
+
+
+def interrupts_on_term() -> None:
+    """Treat SIGTERM as Ctrl-C: say what stands, end what runs."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
