@@ -1,0 +1,377 @@
+"""Filters that check and complete the inventory's variables, for every role of this checkout.
+
+They run on the controller, touch nothing, and return lists of one-line sentences: an empty list is a pass.
+Nothing of kestrel_stack is imported: Ansible runs them with its own Python, where it may not be installed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# What a queue's entry may leave out. The deploy and the settings file take the same values.
+QUEUE_DEFAULTS: dict[str, Any] = {
+    "language": "python",
+    "processes": 1,
+    "max_jobs": 1000,
+    "job_timeout": 60,
+    "retry_delays": [],
+    "max_items": None,
+    "rate_limit": None,
+    "alert": {},
+}
+
+# supervisor sends KILL this many seconds after TERM would have had to be obeyed.
+STOP_MARGIN_SECONDS = 10
+
+# Bytes of a name on the server. The longest suffix we add is `_ping_<host>`, with up to 64 for the host.
+SERVER_NAME_LIMIT = 200
+SUFFIX_RESERVE = len("_ping_") + 64
+
+SUPPORTED_DEBIAN = ("12", "13")
+SUPPORTED_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+# Groups that Debian's base system has, and our own users: the application's group must be neither.
+_RESERVED = """
+adm audio backup bin cdrom daemon dialout dip disk fax floppy games input irc kmem kvm list lp mail man
+messagebus news nobody nogroup operator plugdev proxy render root sasl sgx shadow src ssh staff sudo sys
+systemd-journal tape tty users utmp uucp video voice www-data kestrel kestrel-web sentry worker
+"""
+RESERVED_APPS = frozenset(_RESERVED.split())
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
+_APP = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
+_HOST = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\Z"
+)
+_RATE = re.compile(r"[1-9][0-9]*/(s|m|h)\Z")
+_AGE = re.compile(r"[1-9][0-9]*(s|m|h)\Z")
+_KEY = re.compile(
+    r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com)"
+    r" AAAA[A-Za-z0-9+/=]+( [^\r\n]*)?\Z"
+)
+_REGISTRY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def known_variables(roles: str) -> list[str]:
+    """List the variables that the roles in the folder `roles` declare in their argument specs."""
+    known: set[str] = set()
+    for spec in Path(roles).glob("*/meta/argument_specs.yml"):
+        known.update(yaml.safe_load(spec.read_text(encoding="utf-8"))["argument_specs"]["main"]["options"])
+    return sorted(known)
+
+
+def variable_prefixes(roles: str) -> list[str]:
+    """List what our variables' names begin with: the shared prefix and that of each role in `roles`."""
+    return ["kestrel_stack_", *(f"{role.name}_" for role in sorted(Path(roles).iterdir()) if role.is_dir())]
+
+
+def unknown_variables(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Say which of `names`, all of which carry one of our prefixes, no role knows."""
+    known = set(known)
+    return [
+        f"unknown variable {name}{_nearest(name, known) or ': no role here reads it, remove it'}"
+        for name in sorted(set(names) - known)
+    ]
+
+
+def platform_problems(facts: Mapping[str, Any]) -> list[str]:
+    """Say why these facts are not those of a supported host."""
+    distribution = str(facts.get("distribution", "unknown"))
+    version = str(facts.get("distribution_major_version", "unknown"))
+    machine = str(facts.get("architecture", "unknown"))
+    problems = []
+    if distribution != "Debian" or version not in SUPPORTED_DEBIAN:
+        problems.append(
+            f"{distribution} {version} is not supported: use Debian {' or '.join(SUPPORTED_DEBIAN)}"
+        )
+    if machine not in SUPPORTED_MACHINES:
+        problems.append(
+            f"architecture {machine} is not supported: use {' or '.join(SUPPORTED_MACHINES.values())}"
+        )
+    return problems
+
+
+def app_problems(app: Any) -> list[str]:
+    """Say what is wrong with kestrel_stack_app."""
+    if not _APP.match(str(app)):
+        return [
+            f"kestrel_stack_app {app!s} is not legal: a lower-case letter, then up to 30 of a-z, 0-9, -"
+        ]
+    if str(app) in RESERVED_APPS:
+        return [f"kestrel_stack_app {app!s} is a group of the system: choose a name of its own"]
+    return []
+
+
+def namespace_problems(namespace: Any) -> list[str]:
+    """Say what is wrong with kestrel_stack_namespace."""
+    if _NAME.match(str(namespace)):
+        return []
+    return [f"kestrel_stack_namespace {namespace!s} is not legal: use A-Z, a-z, 0-9, _ and - only"]
+
+
+def user_problems(user: Any, variable: str, taken: Sequence[str] = ()) -> list[str]:
+    """Say why `user`, the value of `variable`, cannot be the name of a user of its own."""
+    if not _USER.match(str(user)):
+        return [f"{variable} {user!s} is not a legal user name: a-z, 0-9, _ and -, starting with a letter"]
+    if user in taken:
+        return [f"{variable} {user!s} is another part's user: choose a user of its own"]
+    return []
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _queue_problems(where: str, queue: Mapping[str, Any], namespace: str) -> list[str]:
+    problems: list[str] = []
+    name = str(queue["name"])
+    if not _NAME.match(name):
+        return [f"{where}: queue name {name!r} is not legal: use A-Z, a-z, 0-9, _ and - only"]
+    where = f"kestrel_stack_queues: {name}"
+    server_name = f"{namespace}_{name}"
+    if len(server_name) + SUFFIX_RESERVE > SERVER_NAME_LIMIT:
+        longest = SERVER_NAME_LIMIT - SUFFIX_RESERVE
+        problems.append(
+            f"{where}: {server_name} has {len(server_name)} bytes; with its suffixes it would pass Kestrel's"
+            f" {SERVER_NAME_LIMIT}: shorten name or kestrel_stack_namespace to {longest} together"
+        )
+    unknown = sorted(set(queue) - {"name", *QUEUE_DEFAULTS})
+    problems += [f"{where}: unknown option {key}{_nearest(key, QUEUE_DEFAULTS)}" for key in unknown]
+    queue = {**QUEUE_DEFAULTS, **queue}
+    if queue["language"] == "php":
+        problems.append(f"{where}: language php comes with a later version: set language: python")
+    elif queue["language"] != "python":
+        problems.append(f"{where}: language {queue['language']!s} is unknown: set language: python")
+    for key in ("processes", "max_jobs", "job_timeout"):
+        if not _whole(queue[key], 1):
+            problems.append(f"{where}: {key} {queue[key]!s} must be a whole number of at least 1")
+    if _whole(queue["processes"], 101):
+        problems.append(f"{where}: processes {queue['processes']} is more than 100 for one host")
+    delays = queue["retry_delays"]
+    if not isinstance(delays, list) or not all(_whole(delay, 1) for delay in delays):
+        problems.append(f"{where}: retry_delays {delays!s} must be a list of whole seconds of at least 1")
+    if queue["max_items"] is not None and not _whole(queue["max_items"], 1):
+        problems.append(
+            f"{where}: max_items {queue['max_items']!s} must be a whole number of at least 1, or left out"
+        )
+    if queue["rate_limit"] is not None and not _RATE.match(str(queue["rate_limit"])):
+        problems.append(
+            f"{where}: rate_limit {queue['rate_limit']!s} must look like 50/s, 50/m or 50/h, or be left out"
+        )
+    alert = queue["alert"]
+    if not isinstance(alert, Mapping):
+        return [*problems, f"{where}: alert must be a mapping like {{backlog: 1000, age: 60s}}"]
+    problems += [
+        f"{where}: unknown option alert.{key}{_nearest(key, ['backlog', 'age'])}"
+        for key in sorted(set(alert) - {"backlog", "age"})
+    ]
+    if not _whole(alert.get("backlog", 1), 1):
+        problems.append(f"{where}: alert.backlog {alert['backlog']!s} must be a whole number of at least 1")
+    if not _AGE.match(str(alert.get("age", "1s"))):
+        problems.append(f"{where}: alert.age {alert['age']!s} must look like 60s, 5m or 1h")
+    return problems
+
+
+def queue_problems(queues: Any, namespace: Any) -> list[str]:
+    """Say what is wrong with kestrel_stack_queues, whose server names begin with `namespace`."""
+    if not isinstance(queues, list) or not queues:
+        return ["kestrel_stack_queues must be a list with at least one queue: - name: hello_world"]
+    problems: list[str] = []
+    seen: set[str] = set()
+    for number, queue in enumerate(queues, 1):
+        where = f"kestrel_stack_queues: entry {number}"
+        if not isinstance(queue, Mapping) or "name" not in queue:
+            problems.append(f"{where} has no name: write - name: hello_world")
+            continue
+        problems += _queue_problems(where, queue, str(namespace))
+        name = str(queue["name"])
+        if name in seen:
+            problems.append(f"kestrel_stack_queues: {name} is there twice: remove one of them")
+        # `mail` and `mail_errors` would meet on the server: the second is where the first parks its jobs.
+        problems += [
+            f"kestrel_stack_queues: {name} is a name that queue {other} needs for itself: rename one of them"
+            for other in _reserved(name, queues)
+        ]
+        seen.add(name)
+    return problems
+
+
+def _reserved(name: str, queues: Sequence[Any]) -> list[str]:
+    others = {str(queue["name"]) for queue in queues if isinstance(queue, Mapping) and "name" in queue}
+    return [
+        other
+        for other in sorted(others - {name})
+        if re.match(rf"{re.escape(other)}_(errors|retry_[0-9]+|ping_.+)\Z", name)
+    ]
+
+
+def complete_queues(queues: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give every queue every option, in a fixed order, so that what is written from it is stable."""
+    return [
+        {"name": queue["name"], **{key: queue.get(key, default) for key, default in QUEUE_DEFAULTS.items()}}
+        for queue in queues
+    ]
+
+
+def stop_seconds(queues: Sequence[Mapping[str, Any]]) -> int:
+    """Say how long supervisord may need to stop all queues' programs, in seconds.
+
+    It stops one program after the other, all processes of one at once, and gives each its stopwaitsecs.
+    """
+    return sum(int(queue["job_timeout"]) + STOP_MARGIN_SECONDS for queue in complete_queues(queues))
+
+
+def key_problems(keys: Any, variable: str) -> list[str]:
+    """Say what is wrong with `variable`, a list of public ssh keys in authorized_keys form."""
+    if not isinstance(keys, list) or not keys:
+        return [f"{variable} is empty, so nobody could deploy: list at least one public ssh key"]
+    return [
+        f"{variable}: entry {number} is not a public ssh key: give one line like 'ssh-ed25519 AAAA... name'"
+        for number, key in enumerate(keys, 1)
+        if not _KEY.match(str(key).strip())
+    ]
+
+
+def registry_problems(registry: Any, variable: str) -> list[str]:
+    """Say what is wrong with `variable`, where an application's jobs are found."""
+    if _REGISTRY.match(str(registry)):
+        return []
+    return [
+        f"{variable} {str(registry)!r} does not name the jobs: give MODULE:REGISTRY, like shop.jobs:registry"
+    ]
+
+
+def address_problems(address: Any, host: str) -> list[str]:
+    """Say why `address` cannot be kestrel_stack_address of `host`: the address other hosts use."""
+    text = str(address or "")
+    problem = f"kestrel_stack_address of {host} is {text or 'empty'}"
+    fix = "give the address other hosts reach it by, like 10.0.0.11"
+    try:
+        parsed = ipaddress.ip_address(text)
+    except ValueError:
+        # Digits and dots only is a mistyped address, never a name.
+        if _HOST.match(text) and not re.match(r"[0-9.]+\Z", text):
+            return []
+        return [f"{problem}, which is no address and no host name: {fix}"]
+    if parsed.is_unspecified or parsed.is_multicast:
+        return [f"{problem}, which no host can be reached by: {fix}"]
+    return []
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def listen_problems(address: Any, variable: str, own: Iterable[str], host: str) -> list[str]:
+    """Say why a service of `host`, whose addresses are `own`, could not listen on `address`."""
+    own = sorted(own)
+    try:
+        parsed = ipaddress.ip_address(str(address))
+    except ValueError:
+        return [
+            f"{variable} {address!s} is not an IP address: use 127.0.0.1 or one of {host}: {', '.join(own)}"
+        ]
+    if parsed.is_loopback or parsed.is_unspecified or str(parsed) in own:
+        return []
+    return [f"{variable} {address!s} is not an address of {host}: use 127.0.0.1 or one of {', '.join(own)}"]
+
+
+def kestrel_servers(hosts: Iterable[str], hostvars: Mapping[str, Any], this_host: str) -> list[str]:
+    """List `address:port` of every Kestrel in `hosts`, as seen from `this_host`, from the inventory alone."""
+    servers = []
+    for host in hosts:
+        listen = str(hostvars[host].get("kestrel_listen_address", "127.0.0.1"))
+        # On its own host a Kestrel that listens on loopback only is reached there.
+        own = host == this_host and _is_loopback(listen)
+        address = listen if own else str(hostvars[host].get("kestrel_stack_address", ""))
+        shown = f"[{address}]" if ":" in address else address
+        servers.append(f"{shown}:{hostvars[host].get('kestrel_port', 22133)}")
+    return servers
+
+
+def server_problems(hosts: Sequence[str], hostvars: Mapping[str, Any], this_host: str) -> list[str]:
+    """Say which Kestrel in `hosts` cannot be reached from `this_host`, going by the inventory."""
+    if not hosts:
+        return ["the inventory's group kestrel is empty: put at least one host into it"]
+    problems = []
+    for host in hosts:
+        if host == this_host:
+            continue
+        listen = str(hostvars[host].get("kestrel_listen_address", "127.0.0.1"))
+        if _is_loopback(listen):
+            problems.append(
+                f"kestrel_listen_address of {host} is {listen}, which {this_host} cannot reach:"
+                f" set it to the host's kestrel_stack_address"
+            )
+        problems += address_problems(hostvars[host].get("kestrel_stack_address"), host)
+    return problems
+
+
+def port_problems(ss_lines: Sequence[str], wanted: Mapping[str, Sequence[Any]], owner_uid: Any) -> list[str]:
+    """Say which wanted ports another program has.
+
+    `ss_lines` is the output of `ss -H -l -t -n -p -e`; `wanted` maps a variable's name to [address, port];
+    sockets of `owner_uid` (None: there is no such user yet) are our own.
+    """
+    problems = []
+    for variable, (address, port) in wanted.items():
+        for line in ss_lines:
+            fields = line.split()
+            if len(fields) < 5 or not fields[3].endswith(f":{port}"):
+                continue
+            listening = fields[3].rpartition(":")[0].strip("[]").partition("%")[0]
+            everywhere = {"*", "0.0.0.0", "::"}  # noqa: S104
+            if listening != str(address) and listening not in everywhere and str(address) not in everywhere:
+                continue
+            uid = re.search(r"\buid:(\d+)", line)  # ss leaves it out for root
+            if owner_uid is not None and uid and int(uid.group(1)) == int(owner_uid):
+                continue
+            program = re.search(r'users:\(\("([^"]+)",pid=(\d+)', line)
+            who = f"{program.group(1)} (pid {program.group(2)})" if program else "another program"
+            problems.append(
+                f"{variable}: port {port} on {listening} is taken by {who}: stop it or set {variable}"
+            )
+            break
+    return problems
+
+
+class FilterModule:
+    """Ansible's entry point."""
+
+    def filters(self) -> dict[str, Any]:
+        """Name each filter."""
+        return {
+            "kestrel_stack_known_variables": known_variables,
+            "kestrel_stack_variable_prefixes": variable_prefixes,
+            "kestrel_stack_unknown_variables": unknown_variables,
+            "kestrel_stack_platform_problems": platform_problems,
+            "kestrel_stack_app_problems": app_problems,
+            "kestrel_stack_namespace_problems": namespace_problems,
+            "kestrel_stack_user_problems": user_problems,
+            "kestrel_stack_queue_problems": queue_problems,
+            "kestrel_stack_complete_queues": complete_queues,
+            "kestrel_stack_stop_seconds": stop_seconds,
+            "kestrel_stack_key_problems": key_problems,
+            "kestrel_stack_registry_problems": registry_problems,
+            "kestrel_stack_address_problems": address_problems,
+            "kestrel_stack_listen_problems": listen_problems,
+            "kestrel_stack_servers": kestrel_servers,
+            "kestrel_stack_server_problems": server_problems,
+            "kestrel_stack_port_problems": port_problems,
+        }
