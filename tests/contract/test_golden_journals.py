@@ -107,7 +107,7 @@ def test_a_start_on_these_files_changes_and_serves_what_kestrel_does(name, start
         state = CASES[name]["restart"].get("queues", {}).get(queue)
         if state and name not in OURS_INSTEAD:
             found = spool.get(queue)
-            assert (len(found), found.bytes, found.journal.size, found.open_reads, found.expired) == (
+            assert (found.items, found.bytes, found.journal.size, found.open_reads, found.expired) == (
                 state["items"],
                 state["bytes"],
                 state["logsize"],
@@ -117,7 +117,7 @@ def test_a_start_on_these_files_changes_and_serves_what_kestrel_does(name, start
         assert [item.data.decode("latin-1") for item in iter(spool.get(queue).remove, None)] == expected
     for queue, count in CASES[name]["restart"].get("item_counts", {}).items():
         if name not in OURS_INSTEAD:
-            assert len(spool.get(queue)) == count
+            assert spool.get(queue).items == count
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -129,7 +129,8 @@ def test_a_second_start_finds_no_open_reads_and_changes_nothing_more(name, start
 
 
 # Cases whose requests can be played again without waiting for time to pass. Not here: 09 waits for an expiry;
-# 12 and 13 need fanouts; 14 to 16 and 23 to 28 need rotation, read-behind and packing; 18 and 19 expireToQueue.
+# not supported yet are fanouts (12, 13), rotation, read-behind and packing (14 to 16, 23 to 26, 28), and
+# expireToQueue (18, 19).
 PLAYED = [
     *("01-set-x3", "02-set-get", "03-set-open", "04-open-close", "05-open-abort", "06-two-opens-disconnect"),
     *("07-three-opens-held", "08-expiry", "10-flush", "11-delete", "17-rewrite-when-empty", "20-discard-old"),

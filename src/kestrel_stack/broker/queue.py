@@ -83,7 +83,9 @@ class Queue:
 
     # What is in it
 
-    def __len__(self) -> int:
+    @property
+    def items(self) -> int:
+        """Number of items queued, without open reads."""
         return len(self._items)
 
     @property

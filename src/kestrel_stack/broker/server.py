@@ -108,7 +108,7 @@ class Broker:
                 "listening on %s:%d, admin %s; %d queues, %d items in %s",
                 self.config.listen_address, port,
                 f"{self.config.admin_address}:{admin_port}" if admin_port else "off",
-                len(self.spool.queues), sum(map(len, self.spool.queues.values())), self.config.queue_path,
+                len(self.spool.queues), sum(queue.items for queue in self.spool.queues.values()), self.config.queue_path,
             )  # fmt: skip
             if port_file:
                 _write_whole(port_file, {"port": port, "admin_port": admin_port, "pid": os.getpid()})

@@ -298,7 +298,7 @@ class Session(asyncio.Protocol):
 
     def _flush(self, request: Request) -> bytes:
         queue = self._spool.get(request.word(1))
-        if queue:
+        if queue is not None:
             queue.flush()
         return protocol.END
 
@@ -309,7 +309,7 @@ class Session(asyncio.Protocol):
 
     def _flush_expired(self, request: Request) -> bytes:
         queue = self._spool.get(request.word(1))
-        return b"%d\r\n" % (queue.drop_expired() if queue else 0)
+        return b"%d\r\n" % (queue.drop_expired() if queue is not None else 0)
 
     def _flush_all_expired(self, request: Request) -> bytes:
         return b"%d\r\n" % sum(queue.drop_expired() for queue in list(self._spool.queues.values()))

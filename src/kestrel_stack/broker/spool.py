@@ -134,7 +134,7 @@ class Spool:
     def delete(self, name: str) -> None:
         """End the named queue and remove its files; nothing if there is none."""
         queue = self.queues.pop(name, None)
-        if queue:
+        if queue is not None:
             queue.delete()
             self.queue_deletes += 1
 

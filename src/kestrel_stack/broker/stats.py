@@ -41,7 +41,7 @@ class Stats:
             ("uptime", (broker.clock() - broker.started_ms) // 1000),
             ("time", broker.clock() // 1000),
             ("version", SERVER_VERSION),
-            ("curr_items", sum(map(len, queues))),
+            ("curr_items", sum(queue.items for queue in queues)),
             ("total_items", sum(queue.total_items for queue in queues)),
             ("bytes", sum(queue.bytes for queue in queues)),
             ("reserved_memory_ratio", "0.0"),
@@ -69,7 +69,11 @@ class Stats:
         text = ""
         for name in names or list(spool.queues):
             queue = spool.get(name)
-            body = "\r\n  ".join(f"{key}={number}" for key, number in queue_lines(queue)) if queue else ""
+            body = (
+                "\r\n  ".join(f"{key}={number}" for key, number in queue_lines(queue))
+                if queue is not None
+                else ""
+            )
             text += f"queue '{name}' {{\r\n  {body}\r\n}}\r\n"
         return text.encode("latin-1") + b"END\r\n"
 
@@ -84,7 +88,7 @@ class Stats:
             "total_items": sum(queue.total_items for queue in queues),
         }
         gauges: dict[str, float] = {
-            "items": sum(map(len, queues)),
+            "items": sum(queue.items for queue in queues),
             "bytes": sum(queue.bytes for queue in queues),
             "connections": len(broker.sessions),
             "reserved_memory_ratio": 0.0,
@@ -106,10 +110,10 @@ class Stats:
                 prefix + "total_flushes": queue.flushes,
             }
             gauges |= {
-                prefix + "items": len(queue),
+                prefix + "items": queue.items,
                 prefix + "bytes": queue.bytes,
                 prefix + "journal_size": queue.journal.total_size(),
-                prefix + "mem_items": len(queue),
+                prefix + "mem_items": queue.items,
                 prefix + "mem_bytes": queue.bytes,
                 prefix + "age_msec": queue.age_ms,
                 prefix + "waiters": queue.waiters,
@@ -122,12 +126,12 @@ class Stats:
 def queue_lines(queue: Queue) -> list[tuple[str, int]]:
     """Return the keys and numbers of one queue in Kestrel's order."""
     return [
-        ("items", len(queue)),
+        ("items", queue.items),
         ("bytes", queue.bytes),
         ("total_items", queue.total_items),
         ("logsize", queue.journal.size),
         ("expired_items", queue.expired),
-        ("mem_items", len(queue)),
+        ("mem_items", queue.items),
         ("mem_bytes", queue.bytes),
         ("age", queue.age_ms),
         ("discarded", queue.discarded),
