@@ -33,7 +33,7 @@ STACK_SOURCES = ("src/kestrel_stack", "pyproject.toml", "README.md", "LICENSE")
 """What the stack's own wheel is made of."""
 
 
-# --- the application at a commit -------------------------------------------------------------------------------------
+# --- the application at a commit ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedP
     return done
 
 
-# --- the archive -----------------------------------------------------------------------------------------------------
+# --- the archive -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def repack(data: bytes, prefix: str) -> tuple[bytes, int]:
     return gzip.compress(plain.getvalue(), compresslevel=6, mtime=0), files_size
 
 
-# --- the stack's own wheel -------------------------------------------------------------------------------------------
+# --- the stack's own wheel ---------------------------------------------------------------------------
 
 
 def build_stack_wheel(source: Source, *, root: Path = ROOT, cache: Path = CACHE) -> Path:
@@ -296,7 +296,7 @@ def _build_wheel(data: bytes, folder: Path) -> None:
         _keep_folder(out, folder)
 
 
-# --- wheels for the application's lock -------------------------------------------------------------------------------
+# --- wheels for the application's lock ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -550,7 +550,7 @@ def _check_complete(requirements: str, folder: Path, target: Target, where: str)
                 )
 
 
-# --- the bundle a host receives --------------------------------------------------------------------------------------
+# --- the bundle a host receives ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -586,7 +586,7 @@ def _add(made: tarfile.TarFile, name: str, content: bytes) -> None:
     made.addfile(member, io.BytesIO(content))
 
 
-# --- the cache -------------------------------------------------------------------------------------------------------
+# --- the cache ---------------------------------------------------------------------------------------
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -107,7 +107,7 @@ class _Inventory:
         return self.members[group]
 
 
-# --- the environment -------------------------------------------------------------------------------------------------
+# --- the environment ---------------------------------------------------------------------------------
 
 
 def load_environment(env: str, limit: str | None = None, *, root: Path = ROOT) -> Environment:
@@ -306,7 +306,7 @@ def _limited(inventory: _Inventory, names: tuple[str, ...], limit: str | None) -
     return tuple(name for name in names if name in wanted)
 
 
-# --- the application -------------------------------------------------------------------------------------------------
+# --- the application ---------------------------------------------------------------------------------
 
 _SPEC_KEYS = {
     "": ("python", "shared", "keep"),

@@ -109,7 +109,7 @@ class HostState:
         return next((release for release in self.releases if release.name == name), None)
 
 
-# --- reading what a host said ----------------------------------------------------------------------------------------
+# --- reading what a host said ------------------------------------------------------------------------
 
 
 def events(lines: Iterable[str]) -> Iterable[list[str]]:
@@ -205,7 +205,7 @@ def _json_object(text: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-# --- may it go on? ---------------------------------------------------------------------------------------------------
+# --- may it go on? -----------------------------------------------------------------------------------
 
 
 def problems(state: HostState, user: str, *, needs_workers: bool) -> list[str]:
@@ -260,7 +260,7 @@ def disk_needed_kb(archive_files: int, archive_bytes: int, wheels: int | None) -
     return need // 1024
 
 
-# --- what to do ------------------------------------------------------------------------------------------------------
+# --- what to do --------------------------------------------------------------------------------------
 
 
 def release_name(now: datetime, rev: str, taken: Iterable[str]) -> str:
@@ -292,31 +292,35 @@ class Verdict:
     ok: bool
     final: bool
     reason: str = ""
+    down: bool = False
+    """A worker is EXITED or STOPPED: for a moment that is normal, for longer it is not."""
 
 
 def judge(groups: Sequence[Group], release: str, min_uptime: int = MIN_UPTIME) -> Verdict:
     """Say whether every worker runs from ``release`` and has been up for ``min_uptime`` seconds.
 
-    A state that cannot get better by itself (FATAL, EXITED, STOPPED) is final; the others may still come right.
+    FATAL is final, supervisor has given up; every other state may still come right.
     """
     waiting = ""
+    down = False
     for group in groups:
         if group.error is not None:
             return Verdict(False, True, f"workers {group.name}: {group.error}")
         if not group.processes:
             return Verdict(False, True, f"workers {group.name}: there is no process in this group")
         for process in group.processes:
-            if process.state in ("FATAL", "EXITED", "STOPPED", "UNKNOWN"):
-                return Verdict(False, True, f"worker {process.name} is {process.state}")
+            reason = ""
+            if process.state == "FATAL":
+                return Verdict(False, True, f"worker {process.name} is FATAL")
             if process.state != "RUNNING":
-                waiting = waiting or f"worker {process.name} is {process.state}"
+                reason = f"worker {process.name} is {process.state}"
+                down = down or process.state in ("EXITED", "STOPPED")
             elif process.release != release:
-                waiting = (
-                    waiting or f"worker {process.name} runs from {process.release or 'an unknown release'}"
-                )
+                reason = f"worker {process.name} runs from {process.release or 'an unknown release'}"
             elif process.uptime < min_uptime:
-                waiting = waiting or f"worker {process.name} has been up for {process.uptime} s only"
-    return Verdict(not waiting, not waiting, waiting)
+                reason = f"worker {process.name} has been up for {process.uptime} s only"
+            waiting = waiting or reason
+    return Verdict(not waiting, False, waiting, down)
 
 
 def rollback_target(states: Sequence[HostState], to: str | None = None) -> str:

@@ -49,11 +49,21 @@ def _render(name: str, **values: Any) -> str:
 
 
 def inspect(
-    root: str, groups: Sequence[str], shared_files: Sequence[str] = (), *, helper: str = HELPER
+    root: str,
+    groups: Sequence[str],
+    shared_files: Sequence[str] = (),
+    *,
+    settle: int = 0,
+    helper: str = HELPER,
 ) -> str:
-    """Report what a plan needs; changes nothing."""
+    """Report what a plan needs; changes nothing. ``settle``: seconds to wait for a switch that is still under way."""
     return _render(
-        "inspect", app_root=root, groups=list(groups), shared_files=list(shared_files), helper=helper
+        "inspect",
+        app_root=root,
+        groups=list(groups),
+        shared_files=list(shared_files),
+        settle=settle,
+        helper=helper,
     )
 
 

@@ -1,0 +1,108 @@
+"""`fab deploy` and its companions: an application's code on every host of the group app.
+
+Everything is in src/kestrel_stack/deploy; this file only gives it a command line.
+Exit codes: 0 done; 1 refused or wrong usage, nothing was changed; 2 failed, every host is as before;
+3 locked by another deploy; 4 failed, and some host (named) is not as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fabric import Connection, task
+from invoke.exceptions import Exit
+
+from kestrel_stack.deploy import rollout
+from kestrel_stack.deploy.errors import FAILED, DeployError
+from kestrel_stack.deploy.report import Report
+
+ENV = "an inventory's name under ansible/inventories, or a path (default: lab)"
+LIMIT = "only these hosts: names, groups or patterns with *, separated by commas"
+DRY_RUN = "show what would be done, and change nothing"
+
+
+def command(**help_texts: str) -> Callable:
+    """Make a task whose expected errors are one line and an exit code, never a traceback."""
+    return task(help=help_texts, auto_shortflags=False)
+
+
+def end(context: Connection, action: Callable[[Report], int]) -> None:
+    out = Report()
+    try:
+        code = action(out)
+    except DeployError as error:
+        out.error(str(error))
+        code = error.code
+    except KeyboardInterrupt:
+        out.error("stopped. Every host is as before")
+        code = FAILED
+    if code:
+        raise Exit(code=code)
+
+
+def is_dry(context: Connection, dry_run: bool) -> bool:
+    """Honour fab's own --dry (-R) too: connections made by hand would ignore it and deploy for real."""
+    return dry_run or bool(context.config.run.dry)
+
+
+@command(
+    env=ENV,
+    ref="the branch, tag or commit to deploy (default: HEAD)",
+    app="the application's folder, with its deploy.yml (default: examples/shop)",
+    limit=LIMIT,
+    dry_run=DRY_RUN,
+    force="deploy although every host runs this already",
+    allow_dirty="deploy the commit although there are uncommitted changes; they are left out",
+)
+def deploy(
+    context: Connection,
+    env: str = "lab",
+    ref: str = "HEAD",
+    app: str = "examples/shop",
+    limit: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    allow_dirty: bool = False,
+) -> None:
+    """Roll an application out: build once, send, switch host by host, verify every worker.
+
+    Takes a commit, never the files as they lie about. A host that fails goes back to its old release; hosts that
+    were switched before it stay on the new one and are named.
+    """
+    ask = rollout.Ask(env, ref, app, limit, is_dry(context, dry_run), force, allow_dirty)
+    end(context, lambda out: rollout.deploy(ask, out))
+
+
+@command(
+    env=ENV,
+    to="the release to go back to (default: the last good one before the current; see fab releases)",
+    limit=LIMIT,
+    dry_run=DRY_RUN,
+)
+def rollback(
+    context: Connection,
+    env: str = "lab",
+    to: str | None = None,
+    limit: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Go back to an earlier release that is still on the hosts, as carefully as a deploy goes forward."""
+    end(context, lambda out: rollout.rollback(env, to, limit, is_dry(context, dry_run), out))
+
+
+@command(env=ENV, limit=LIMIT, json="print data for programs")
+def status(context: Connection, env: str = "lab", limit: str | None = None, json: bool = False) -> None:
+    """Show how every host stands: release, age, workers, lock."""
+    end(context, lambda out: rollout.status(env, limit, json, out))
+
+
+@command(env=ENV, limit=LIMIT)
+def releases(context: Connection, env: str = "lab", limit: str | None = None) -> None:
+    """Show which releases are on the hosts, newest first, and where each is current."""
+    end(context, lambda out: rollout.releases(env, limit, out))
+
+
+@command(env=ENV, limit=LIMIT)
+def unlock(context: Connection, env: str = "lab", limit: str | None = None) -> None:
+    """Remove the lock of a deploy that died, and show whose it was."""
+    end(context, lambda out: rollout.unlock(env, limit, out))

@@ -1,0 +1,157 @@
+"""What a person sees: one line per step with its time, readable in a pipe, coloured on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .plan import HostState, describe_lock, judge
+
+
+class Report:
+    """Prints steps as they happen. Safe to call from several threads."""
+
+    def __init__(self, console: Console | None = None, errors: Console | None = None) -> None:
+        # Steps are flushed line by line, so that a pipe shows them when they happen.
+        self.console = console or Console(highlight=False, soft_wrap=True, file=sys.stdout)
+        self.errors = errors or Console(highlight=False, soft_wrap=True, stderr=True)
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._width = 0
+
+    def hosts(self, names: Iterable[str]) -> None:
+        """Learn the hosts' names, so that the lines stand below each other."""
+        self._width = max((len(name) for name in names), default=0)
+
+    def step(self, text: str, host: str = "", style: str = "") -> None:
+        """Print one line: seconds since the start, the host if it is about one, what happened."""
+        line = Text(f"{time.monotonic() - self._started:7.1f} s  ", style="dim")
+        line.append(f"{host:<{self._width}}  ", style="cyan" if host else "")
+        line.append(text, style=style)
+        self._print(line)
+
+    def good(self, text: str, host: str = "") -> None:
+        """Print a step that ended well."""
+        self.step(text, host, "green")
+
+    def bad(self, text: str, host: str = "") -> None:
+        """Print a step that went wrong; the error itself comes at the end, on standard error."""
+        self.step(text, host, "red")
+
+    def line(self, text: str = "") -> None:
+        """Print a line as it is."""
+        self._print(Text(text))
+
+    def error(self, text: str) -> None:
+        """Print why the command ends with an error."""
+        with self._lock:
+            self.errors.print(Text.assemble(("fab: ", "red bold"), text))
+            self.errors.file.flush()
+
+    def json(self, data: Any) -> None:
+        """Print data for programs."""
+        with self._lock:
+            print(json.dumps(data, indent=2, sort_keys=True), file=self.console.file)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+        """Print a table; in a pipe it has no frame."""
+        table = Table(
+            box=box.SIMPLE_HEAD if self.console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0)
+        )
+        for column in columns:
+            table.add_column(column, overflow="fold", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        with self._lock:
+            # A pipe has no width; lines that break in the middle would be of no use to grep.
+            self.console.print(table, width=None if self.console.is_terminal else 400)
+            self.console.file.flush()
+
+    def _print(self, text: Text) -> None:
+        with self._lock:
+            self.console.print(text)
+            self.console.file.flush()
+
+
+# --- texts of tables, pure ---------------------------------------------------------------------------
+
+
+def age(created_at: str, now: datetime) -> str:
+    """Say how long ago a moment was: ``4 min``, ``3 h``, ``12 d``; empty when the moment is unreadable."""
+    try:
+        then = datetime.fromisoformat(created_at)
+    except ValueError:
+        return ""
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=UTC)
+    seconds = max(0, int((now - then).total_seconds()))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def workers_text(state: HostState) -> str:
+    """Say how the workers of a host stand: ``shop_mail 2/2, …``; a group that is not well says why."""
+    words = []
+    for group in state.groups:
+        if group.error is not None:
+            words.append(f"{group.name} ? ({group.error[:80]})")
+            continue
+        words.append(f"{group.name} {group.running}/{len(group.processes)}")
+        old = {process.release for process in group.processes if process.state == "RUNNING"} - {state.current}
+        if old:
+            words[-1] += f" (from {', '.join(sorted(str(name) for name in old))})"
+    return ", ".join(words) or "none"
+
+
+STATUS_COLUMNS = ("host", "release", "ref", "age", "workers", "deploy lock")
+
+
+def status_row(state: HostState, now: datetime) -> list[str | Text]:
+    """One host's row of `fab status`."""
+    release = state.current_release
+    well = not state.groups or judge(state.groups, state.current, 0).ok
+    return [
+        state.host,
+        state.current or "none yet: run fab deploy",
+        release.ref if release else "",
+        age(release.created_at, now) if release else "",
+        Text(workers_text(state), style="green" if well else "red"),
+        describe_lock(state.lock) if state.lock else "free",
+    ]
+
+
+def status_json(state: HostState) -> dict[str, Any]:
+    """One host of `fab status --json`."""
+    release = state.current_release
+    return {
+        "host": state.host,
+        "answers": True,
+        "release": state.current or None,
+        "rev": release.rev if release else None,
+        "ref": release.ref if release else None,
+        "created_at": release.created_at if release else None,
+        "verified": bool(release and release.verified),
+        "python": state.facts.get("python"),
+        "lock": dict(state.lock) if state.lock else None,
+        "groups": [
+            {
+                "group": group.name,
+                "error": group.error,
+                "running": group.running,
+                "processes": [vars(process) for process in group.processes],
+            }
+            for group in state.groups
+        ],
+    }
