@@ -1,0 +1,226 @@
+"""The child: one long-lived process that imports the application and runs its jobs.
+
+It holds no connection to any queue server. It is started by `kestrel_stack.consumer.runner` as
+``python -m kestrel_stack.consumer.child DESCRIPTOR PARENT MODULE:REGISTRY`` and ends with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import inspect
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kestrel_stack.consumer import frames
+from kestrel_stack.consumer.log import Log
+from kestrel_stack.consumer.registry import Context, Registry
+from kestrel_stack.queue.envelope import Envelope, clean_text
+
+MAX_STACK = 16 * 1024
+MAX_MESSAGE = 4 * 1024
+"""Longest stack and message of an error that is reported, in characters."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Pipe:
+    """The child's end of the connection to its parent; jobs' threads may log through it, too."""
+
+    def __init__(self, descriptor: int):
+        os.set_inheritable(descriptor, False)
+        self._socket = socket.socket(fileno=descriptor)
+        self._decoder = frames.Decoder()
+        self._waiting: list[tuple[dict[str, Any], bytes]] = []
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._let_go)
+
+    def _let_go(self) -> None:
+        # A copy made by fork must neither answer in this process's name nor read its messages. The lock may
+        # have been held by a thread that the copy does not have.
+        self._lock = threading.Lock()
+        self._socket.close()
+
+    def send(self, head: dict[str, Any]) -> None:
+        """Send a message to the parent."""
+        with self._lock:
+            self._socket.sendall(frames.encode(head))
+
+    def receive(self) -> tuple[dict[str, Any], bytes] | None:
+        """Return the parent's next message, or None when it has gone."""
+        while not self._waiting:
+            data = self._socket.recv(256 * 1024)
+            if not data:
+                return None
+            self._waiting += self._decoder.feed(data)
+        return self._waiting.pop(0)
+
+    def log(self, level: str, event: str, fields: dict[str, object]) -> None:
+        """Pass a log line to the parent; a forked copy, which has no pipe, prints it."""
+        texts = {str(key): _text(content) for key, content in fields.items() if content is not None}
+        try:
+            self.send({"type": "log", "level": level, "event": _text(event), "fields": texts})
+        except OSError:
+            print(level, event, texts, file=sys.stderr)  # noqa: T201
+
+
+def main(arguments: list[str]) -> int:
+    """Run jobs until the parent closes the connection or goes away."""
+    descriptor, parent, app = int(arguments[0]), int(arguments[1]), arguments[2]
+    _die_with(parent)
+    _leave_signals_to_parent()
+    pipe = Pipe(descriptor)
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    registry, problem = load(app)
+    if registry is None:
+        pipe.send({"type": "unusable", **problem})
+        return 0
+    pipe.send({"type": "ready", "jobs": registry.names})
+    process = os.getpid()
+    while (message := pipe.receive()) is not None:
+        head, body = message
+        answer = run(registry, body, pipe)
+        if os.getpid() != process:
+            # The job forked and its copy came back here: it must not go on as if it were the worker's child.
+            _flush()
+            os._exit(0)
+        _flush()
+        pipe.send({"type": "result", "number": head["number"], "memory": memory(), **answer})
+    return 0
+
+
+def load(app: str) -> tuple[Registry | None, dict[str, str]]:
+    """Import ``MODULE:REGISTRY``; return the registry, or None and what is wrong."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module_name, _, attribute = app.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute, None)
+    except BaseException as exc:  # SystemExit of an application's module is no reason to end quietly
+        where = _last_line_outside_of_import(exc.__traceback__)
+        message = f"{type(exc).__name__}: {_message(exc)}" + (f" ({where})" if where else "")
+        return None, {"message": message, "stack": _stack(exc, exc.__traceback__)}
+    if not isinstance(found, Registry):
+        what = "has no such name" if found is None else f"has a {type(found).__name__} there, not a Registry"
+        return None, {"message": f"{module_name} {what}: {attribute}", "stack": ""}
+    if not found.names:
+        return None, {"message": "the registry has no jobs", "stack": ""}
+    return found, {}
+
+
+def run(registry: Registry, body: bytes, pipe: Pipe) -> dict[str, Any]:
+    """Do the job in `body`; return what the parent must know about its end."""
+    envelope = Envelope.decode(body)
+    function = registry.get(envelope.job)
+    if function is None:
+        return {"outcome": "unknown", "known": registry.names}
+    context = Context(
+        job=envelope.job,
+        id=envelope.id,
+        tenant=envelope.tenant,
+        attempt=envelope.attempt,
+        enqueued_at=envelope.enqueued_at,
+        trace=envelope.trace,
+        environment=os.environ.get("KESTREL_STACK_ENVIRONMENT"),
+        release=os.environ.get("KESTREL_STACK_RELEASE"),
+        log=Log(pipe.log, {"job": envelope.job, "id": envelope.id, "tenant": envelope.tenant}),
+    )
+    try:
+        returned = function(envelope.data, context)
+        if inspect.isawaitable(returned) or inspect.isgenerator(returned):
+            raise TypeError(f"the job returned a {type(returned).__name__}, which nobody would run")
+    except BaseException as exc:  # also sys.exit() in a job ends the job only
+        trace = exc.__traceback__.tb_next if exc.__traceback__ else None
+        return {
+            "outcome": "failed",
+            "error": {"class": _class(exc), "message": _message(exc), "stack": _stack(exc, trace)},
+        }
+    return {"outcome": "done"}
+
+
+def memory() -> int:
+    """Return the memory that this process occupies, in bytes."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, however that happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _leave_signals_to_parent() -> None:
+    # A handler that does nothing, not SIG_IGN: programs that a job starts would inherit being deaf.
+    parents = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    for number in parents:
+        signal.signal(number, lambda *_: None)
+
+    def as_usual() -> None:
+        for number in parents:
+            signal.signal(number, signal.SIG_DFL)
+
+    os.register_at_fork(after_in_child=as_usual)
+    # SIGABRT is how the parent ends a job that takes too long: the stack is printed, without a core file.
+    faulthandler.enable()
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the job may have closed or replaced it
+            stream.flush()
+
+
+def _class(exc: BaseException) -> str:
+    kind = type(exc)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _message(exc: BaseException) -> str:
+    return _text(exc)[:MAX_MESSAGE]
+
+
+def _stack(exc: BaseException, trace: TracebackType | None) -> str:
+    try:
+        text = "".join(traceback.format_exception(type(exc), exc, trace))
+    except Exception:  # an exception whose __str__ raises
+        text = "".join(traceback.format_tb(trace))
+    # The end says where it happened.
+    return clean_text(text[-MAX_STACK:])
+
+
+def _text(content: object) -> str:
+    try:
+        return clean_text(str(content))
+    except Exception:
+        return f"<{type(content).__name__}>"
+
+
+def _last_line_outside_of_import(trace: TracebackType | None) -> str:
+    places = [
+        f"{frame.filename} line {frame.lineno}"
+        for frame in traceback.extract_tb(trace)
+        if "importlib" not in frame.filename and frame.filename != __file__
+    ]
+    return places[-1] if places else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,205 @@
+"""The worker's command line; the same flags for every language."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from kestrel_stack.consumer.log import Log, write_lines
+from kestrel_stack.consumer.runner import Runner, UnusableApp
+from kestrel_stack.consumer.signals import Signals
+from kestrel_stack.consumer.worker import Limits, Worker
+from kestrel_stack.queue import names, settings
+from kestrel_stack.queue.errors import QueueError, SettingsError
+from kestrel_stack.queue.kestrel import KestrelQueue
+from kestrel_stack.queue.servers import Server, parse_servers
+from kestrel_stack.queue.settings import QueueSettings, Settings
+
+EX_OK = 0
+EX_CONFIG = 78
+"""Exit status for what trying again would not mend: a wrong flag, settings file or application."""
+MIN_UPTIME = 5.0
+"""Seconds; more than supervisor's startsecs: it takes any earlier exit for a failed start."""
+
+_APP = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+class UsageError(Exception):
+    """A wrong flag; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a worker needs to know, from flags, environment and settings file."""
+
+    queue: str
+    app: str
+    servers: tuple[Server, ...]
+    environment: str | None
+    limits: Limits
+    start: int
+    debug: bool
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises instead of printing its usage and ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError`."""
+        raise UsageError(f"{message}; see --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the worker's flags."""
+    made = Parser(
+        prog="python -m kestrel_stack.consumer",
+        description="Take jobs from a queue and run the application's functions for them.",
+        epilog="Signals: TERM finishes the job in hand and ends; HUP replaces the process that runs jobs "
+        "after the job in hand; USR1 reopens logs. "
+        "Exit status: 0 done; 78 wrong flags, settings or application.",
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--queue", required=True, help="the queue's name in the settings file, for example hello_world")
+    add("--app", required=True, metavar="MODULE:REGISTRY", help="for example shop.jobs:registry")
+    add("--config", metavar="FILE", help="settings file (default: the only one in /etc/kestrel-stack)")
+    add("--servers", metavar="HOST:PORT,…", help="queue servers, instead of those in the settings file")
+    add("--namespace", help="instead of that in the settings file")
+    add("--env", metavar="NAME", help="environment, instead of that in the settings file")
+    add("--max-jobs", type=_count, metavar="N", help="end after so many jobs")
+    add("--max-memory", type=_count, metavar="MB", help="replace the process that runs jobs above this size")
+    add("--max-time", type=_seconds, metavar="S", help="end after so many seconds")
+    add("--job-timeout", type=_seconds, metavar="S", help="kill and park a job that takes longer")
+    add("--rate", type=_rate, metavar="N/s", help="start at most so many jobs per second")
+    add("--debug", action="store_true", help="log every action")
+    add("--once", action="store_true", help="do one job if there is one, and end")
+    add("--min-uptime", type=float, default=MIN_UPTIME, help=argparse.SUPPRESS)
+    return made
+
+
+def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
+    """Return what to do; raise `UsageError` or `QueueError` with one line on what is wrong."""
+    given = parser().parse_args(arguments)
+    if not _APP.fullmatch(given.app):
+        raise UsageError(f"--app {given.app!r} is not MODULE:REGISTRY, for example shop.jobs:registry")
+    found = _settings(given, environ)
+    queue = QueueSettings(given.queue) if found is None else found.queue(given.queue)
+    if queue.language != "python":
+        raise UsageError(f"the queue {queue.name} is for {queue.language} workers, not for Python")
+    namespace = given.namespace or (found.namespace if found else environ.get("KESTREL_STACK_NAMESPACE"))
+    servers = given.servers or (found.servers if found else environ.get("KESTREL_STACK_SERVERS"))
+    environment = given.env or (found.environment if found else environ.get("KESTREL_STACK_ENVIRONMENT"))
+    return Plan(
+        queue=names.make(namespace, queue.name),
+        app=given.app,
+        servers=parse_servers(servers),
+        environment=environment,
+        limits=Limits(
+            job_timeout=given.job_timeout or queue.job_timeout,
+            jobs=given.max_jobs or queue.max_jobs,
+            time=given.max_time,
+            memory=given.max_memory and given.max_memory * 1_000_000,
+            rate=given.rate or queue.rate_limit,
+            min_uptime=given.min_uptime,
+            once=given.once,
+        ),
+        start=process_number(environ),
+        debug=given.debug,
+    )
+
+
+def process_number(environ: Mapping[str, str]) -> int:
+    """Return this worker's number in its program: 3 for ``shop_mail_03``, 0 without supervisor."""
+    match = re.search(r"_([0-9]+)$", environ.get("SUPERVISOR_PROCESS_NAME", ""))
+    return int(match[1]) if match else 0
+
+
+def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run a worker; return the exit status."""
+    started = time.monotonic()
+    environ = os.environ if environ is None else environ
+    try:
+        planned = plan(sys.argv[1:] if arguments is None else arguments, environ)
+    except (UsageError, QueueError) as exc:
+        print(f"consumer: {exc}", file=sys.stderr)
+        return _unusable(started, environ)
+    log = Log(write_lines(planned.debug))
+    signals = Signals()
+    signals.install()
+    for_child = dict(environ)
+    if planned.environment:
+        for_child["KESTREL_STACK_ENVIRONMENT"] = planned.environment
+    runner = Runner(planned.app, log, signals, for_child)
+    queue = KestrelQueue(planned.queue, planned.servers, planned.start)
+    worker = Worker(queue, runner, signals, log, planned.limits, started)
+    log.info(
+        "worker begins",
+        queue=planned.queue,
+        app=planned.app,
+        servers=",".join(map(str, planned.servers)),
+        environment=planned.environment,
+        release=environ.get("KESTREL_STACK_RELEASE"),
+        pid=os.getpid(),
+    )
+    try:
+        worker.run()
+    except UnusableApp as exc:
+        log.error("application cannot be used", app=planned.app, folder=Path.cwd(), error=exc)
+        log.debug("where that comes from", stack=exc.stack)
+        return _unusable(started, environ, signals, runner)
+    return EX_OK
+
+
+def _unusable(
+    started: float,
+    environ: Mapping[str, str],
+    signals: Signals | None = None,
+    runner: Runner | None = None,
+) -> int:
+    # Supervisor restarts whatever ends within startsecs; later, it sees that 78 means to stay down.
+    while (
+        environ.get("SUPERVISOR_ENABLED")
+        and (left := started + MIN_UPTIME - time.monotonic()) > 0
+        and not (signals and signals.stop)
+    ):
+        runner.wait(left) if runner else time.sleep(left)
+    return EX_CONFIG
+
+
+def _settings(given: argparse.Namespace, environ: Mapping[str, str]) -> Settings | None:
+    """Return the settings, or None when there is no file and the rest says all that is needed."""
+    try:
+        settings.find(given.config, environ)
+    except SettingsError:
+        servers = given.servers or environ.get("KESTREL_STACK_SERVERS")
+        namespace = given.namespace or environ.get("KESTREL_STACK_NAMESPACE")
+        if servers and namespace:
+            return None
+        raise
+    return settings.load(given.config, environ)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text) or float(text) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return float(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        return settings.parse_rate(text)
+    except SettingsError as exc:
+        raise argparse.ArgumentTypeError(str(exc).rstrip(".")) from None
