@@ -64,7 +64,7 @@ find_python() {
 }
 
 docker_client() {
-    if [[ -n ${KESTREL_STACK_DOCKER:-} ]]; then echo "$KESTREL_STACK_DOCKER"
+    if [[ -n ${KESTREL_STACK_DOCKER:-} ]]; then command -v "$KESTREL_STACK_DOCKER"
     elif [[ -x /usr/bin/docker ]]; then echo /usr/bin/docker
     else command -v docker
     fi

@@ -18,7 +18,7 @@ class Output:
         self.changed: dict[str, int] = {}
         self._on_role = on_role
         self._on_task = on_task
-        self._role = ""
+        self._announced: set[str] = set()
         self._task: list[str] = []
         self._failing = False
         self._failures: list[str] = []
@@ -41,9 +41,12 @@ class Output:
             self._task.append(line)
 
     def _announce(self, play: bool, name: str) -> None:
-        role = name if play else name.partition(" : ")[0] if " : " in name else self._role
-        if role != self._role:
-            self._role = role
+        if play:
+            self._announced.clear()
+        role = name if play else name.partition(" : ")[0] if " : " in name else ""
+        # Roles that depend on each other alternate; once per play says enough.
+        if role and role not in self._announced:
+            self._announced.add(role)
             self._on_role(role)
         if not play:
             self._on_task(name)

@@ -174,6 +174,7 @@ def _play(run: Run) -> int:
         if code == 0:
             at.result = f"changed={output.changes}"
             return output.changes
+        at.result = "failed"
     for line in output.failure() or _tail(log):
         say(f"    {line}", sys.stderr)
     raise LabError(
@@ -189,6 +190,7 @@ def _deploy(run: Run) -> None:
         if code == 0:
             at.result = _last(log)
             return
+        at.result = "failed"
     for line in _tail(log) if sys.stdout.isatty() else []:
         say(f"    {line}", sys.stderr)
     raise LabError(f"fab deploy failed (exit {code}); its whole output: {_shown(log)}. Go on with bin/up")
@@ -330,10 +332,7 @@ def _try_next(lab: Lab, apps: Mapping[str, str]) -> list[str]:
 
 def down(env: str | None, *, everything: bool) -> int:
     """Remove one lab, or every lab of this checkout, then the engine if it is ours and idle."""
-    folder = CHECKOUT / "ansible" / "inventories"
-    labs = (
-        [lab_of(env)] if env else [inventory.load(path.parent) for path in sorted(folder.glob("*/hosts.yml"))]
-    )
+    labs = [lab_of(env)] if env else _labs_of_checkout()
     said = False
     if any(hosts.has_files(lab) for lab in labs) and not engine.answers():
         # Stopped containers are still there, and only an engine can remove them.
@@ -363,3 +362,10 @@ def down(env: str | None, *, everything: bool) -> int:
     if not said:
         say("nothing is there")
     return 0
+
+
+def _labs_of_checkout() -> list[Lab]:
+    """Return the labs that ``bin/up`` makes, and whatever other inventory has containers; not those of real hosts."""
+    folder = CHECKOUT / "ansible" / "inventories"
+    made = {path.parent.name for path in folder.glob(f"*/{inventory.GENERATED}")}
+    return [lab_of(name) for name in sorted({"lab", "single"} | made) if (folder / name / "hosts.yml").is_file()]
