@@ -100,20 +100,27 @@ class Broker:
             if self.config.admin_port is not None:
                 admin = await self._listen(
                     lambda: AdminServer(self).protocol(),
-                    self.config.admin_address, self.config.admin_port, "admin_port",
-                )  # fmt: skip
+                    self.config.admin_address,
+                    self.config.admin_port,
+                    "admin_port",
+                )
                 stack.callback(admin.close)
                 admin_port = _port_of(admin)
+            queues = self.spool.queues.values()
             log.info(
                 "listening on %s:%d, admin %s; %d queues, %d items in %s",
-                self.config.listen_address, port,
+                self.config.listen_address,
+                port,
                 f"{self.config.admin_address}:{admin_port}" if admin_port else "off",
-                len(self.spool.queues), sum(queue.items for queue in self.spool.queues.values()), self.config.queue_path,
-            )  # fmt: skip
+                len(queues),
+                sum(queue.items for queue in queues),
+                self.config.queue_path,
+            )
             if port_file:
                 _write_whole(port_file, {"port": port, "admin_port": admin_port, "pid": os.getpid()})
             _tell_systemd("READY=1")
             await self._stop.wait()
+        await asyncio.sleep(0)  # the connections close in the loop's next turn
         log.info("stopped; every journal is synced and closed")
 
     def request_stop(self, why: str, delay_s: float = 0.0) -> None:
