@@ -26,7 +26,8 @@ def command(**help_texts: str) -> Callable:
     return task(help=help_texts, auto_shortflags=False)
 
 
-def end(context: Connection, action: Callable[[Report], int]) -> None:
+def end(action: Callable[[Report], int]) -> None:
+    """Run a command to its exit code; expected errors are one line on standard error."""
     out = Report()
     try:
         code = action(out)
@@ -66,11 +67,11 @@ def deploy(
 ) -> None:
     """Roll an application out: build once, send, switch host by host, verify every worker.
 
-    Takes a commit, never the files as they lie about. A host that fails goes back to its old release; hosts that
-    were switched before it stay on the new one and are named.
+    Takes a commit, never the files as they lie about. A host that fails goes back to its old release;
+    hosts that were switched before it stay on the new one and are named.
     """
     ask = rollout.Ask(env, ref, app, limit, is_dry(context, dry_run), force, allow_dirty)
-    end(context, lambda out: rollout.deploy(ask, out))
+    end(lambda out: rollout.deploy(ask, out))
 
 
 @command(
@@ -87,22 +88,22 @@ def rollback(
     dry_run: bool = False,
 ) -> None:
     """Go back to an earlier release that is still on the hosts, as carefully as a deploy goes forward."""
-    end(context, lambda out: rollout.rollback(env, to, limit, is_dry(context, dry_run), out))
+    end(lambda out: rollout.rollback(env, to, limit, is_dry(context, dry_run), out))
 
 
 @command(env=ENV, limit=LIMIT, json="print data for programs")
 def status(context: Connection, env: str = "lab", limit: str | None = None, json: bool = False) -> None:
     """Show how every host stands: release, age, workers, lock."""
-    end(context, lambda out: rollout.status(env, limit, json, out))
+    end(lambda out: rollout.status(env, limit, json, out))
 
 
 @command(env=ENV, limit=LIMIT)
 def releases(context: Connection, env: str = "lab", limit: str | None = None) -> None:
     """Show which releases are on the hosts, newest first, and where each is current."""
-    end(context, lambda out: rollout.releases(env, limit, out))
+    end(lambda out: rollout.releases(env, limit, out))
 
 
 @command(env=ENV, limit=LIMIT)
 def unlock(context: Connection, env: str = "lab", limit: str | None = None) -> None:
     """Remove the lock of a deploy that died, and show whose it was."""
-    end(context, lambda out: rollout.unlock(env, limit, out))
+    end(lambda out: rollout.unlock(env, limit, out))

@@ -1,7 +1,8 @@
 """What is made once on the controller: the application's archive and the wheels for each kind of host.
 
-Same inputs, same bytes: the archive comes from the commit alone (git's own time stamps, none of this machine's), wheels
-are pinned by hash, and the stack's own wheel is built from a commit as well. Everything is cached under ``.build/``.
+Same inputs, same bytes: the archive comes from the commit alone (git's own time stamps, none of this
+machine's), wheels are pinned by hash, and the stack's own wheel is built from a commit as well. Everything is
+cached under ``.build/``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from .description import ROOT, AppSpec, parse_app_spec
+from .description import RESERVED, ROOT, AppSpec, parse_app_spec
 from .errors import DeployError, Failed, Refused
 from .plan import Target
 
@@ -85,7 +86,7 @@ def find_source(app: str, ref: str, *, root: Path = ROOT, allow_dirty: bool = Fa
 
 
 def _app_folder(app: str, root: Path) -> Path:
-    """A relative path is looked for in the checkout, wherever fab was started, and then in the working folder."""
+    """Find a relative path in the checkout, wherever fab was started, and else in the working folder."""
     if not app:
         raise Refused("--app is empty: give the path of the application's folder")
     given = Path(app).expanduser()
@@ -149,7 +150,8 @@ def _refuse_dirty(repository: Path, prefix: str, root: Path) -> None:
     if names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise Refused(
-            f"uncommitted changes: {shown}. Commit them, or give --allow-dirty to deploy the commit without them"
+            f"uncommitted changes: {shown}. Commit them, or give --allow-dirty to deploy the commit"
+            " without them"
         )
 
 
@@ -178,7 +180,7 @@ class Archive:
 
 
 def build_archive(source: Source, cache: Path = CACHE) -> Archive:
-    """Make app.tar.gz of the commit: the application's folder without its prefix, nothing of this machine in it."""
+    """Make app.tar.gz of the commit: the application's folder without its prefix, nothing of this machine."""
     words = ["archive", "--format=tar", source.rev]
     if source.prefix:
         words += ["--", source.prefix]
@@ -194,7 +196,8 @@ def build_archive(source: Source, cache: Path = CACHE) -> Archive:
 def repack(data: bytes, prefix: str) -> tuple[bytes, int]:
     """Strip ``prefix`` from a git archive; return the gzipped tar and the size of its files in bytes.
 
-    Times are the commit's (git's choice for the archive of a commit): a web server derives cache validators from them.
+    Times are the commit's (git's choice for the archive of a commit): a web server derives cache validators
+    from them.
     """
     top = PurePosixPath(prefix)
     files_size = 0
@@ -208,7 +211,7 @@ def repack(data: bytes, prefix: str) -> tuple[bytes, int]:
             if prefix and (path == top or top not in path.parents):
                 continue
             inner = path.relative_to(top) if prefix else path
-            if inner.parts[0] in ("venv", "release.json"):
+            if inner.parts[0] in RESERVED:
                 raise Refused(
                     f"the application contains {inner}, a name that the deploy writes itself: rename it"
                 )
@@ -230,8 +233,9 @@ def repack(data: bytes, prefix: str) -> tuple[bytes, int]:
 def build_stack_wheel(source: Source, *, root: Path = ROOT, cache: Path = CACHE) -> Path:
     """Build the wheel of kestrel_stack and return its path.
 
-    It comes from the commit that is deployed when the application lives in this checkout, so that one commit says
-    everything; else from the checkout's HEAD; and from the files as they are when this is no git checkout.
+    It comes from the commit that is deployed when the application lives in this checkout, so that one commit
+    says everything; else from the checkout's HEAD; and from the files as they are when this is no git
+    checkout.
     """
     top = _git(root, "rev-parse", "--show-toplevel", check=False)
     if top.returncode == 0 and Path(top.stdout.decode().rstrip("\n")).resolve() == root.resolve():
@@ -276,7 +280,8 @@ def _build_wheel(data: bytes, folder: Path) -> None:
         tree, out = Path(name, "tree"), Path(name, "out")
         with tarfile.open(fileobj=io.BytesIO(data)) as given:
             given.extractall(tree, filter="data")
-        # A fixed time: the wheel is named in the venv's key by its bytes. 1580601600 is what hatchling uses itself.
+        # A fixed time: the wheel is named in the venv's key by its bytes. 1580601600 is what hatchling uses
+        # itself.
         environment = {**os.environ, "SOURCE_DATE_EPOCH": "1580601600", "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
             [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)],
@@ -350,7 +355,8 @@ def read_lock(text: str, where: str) -> Lock:
             if words[0] in ("--only-binary", "--require-hashes", "--prefer-binary"):
                 continue
             raise Refused(
-                f"{where} line {number}: {words[0]} is not supported in the lock: it holds pinned packages with hashes"
+                f"{where} line {number}: {words[0]} is not supported in the lock: it holds pinned"
+                " packages with hashes"
             )
         head, *rest = re.split(r"\s--hash[= ]", f"{line} ".replace(" --hash", " --hash"))
         hashes = tuple(value.strip() for value in rest)
@@ -365,7 +371,8 @@ def read_lock(text: str, where: str) -> Lock:
         pins = list(requirement.specifier)
         if len(pins) != 1 or pins[0].operator not in ("==", "===") or "*" in pins[0].version:
             raise Refused(
-                f"{where} line {number}: {requirement.name} is not pinned with ==: make the lock with pip-compile"
+                f"{where} line {number}: {requirement.name} is not pinned with ==: make the lock with"
+                " pip-compile"
                 " or uv pip compile, with --generate-hashes"
             )
         if not hashes:
@@ -402,7 +409,7 @@ def _logical_lines(text: str) -> list[tuple[int, str]]:
 
 
 def target_environment(target: Target) -> dict[str, str]:
-    """The values that environment markers have on a host."""
+    """Return the values that environment markers have on a host."""
     return {
         **default_environment(),
         "extra": "",
@@ -421,7 +428,7 @@ def target_environment(target: Target) -> dict[str, str]:
 
 
 def platform_tags(target: Target) -> list[str]:
-    """Every platform tag whose wheels run on the host, newest first; pip expands only the oldest of them by itself."""
+    """Return every platform tag whose wheels run on the host, newest first; pip expands only the oldest."""
     major, minor = (int(part) for part in target.glibc.split(".")[:2])
     oldest = 5 if target.arch == "x86_64" else 17
     tags = [f"manylinux_{major}_{number}_{target.arch}" for number in range(minor, oldest - 1, -1)]
@@ -464,7 +471,7 @@ def build_wheels(lock: Lock, target: Target, stack_wheel: Path, where: str, cach
 
 
 def venv_key(target: Target, requirements: str, files: Sequence[Path]) -> str:
-    """Name a virtual environment by all that decides its content: the lock, every wheel, the Python, the machine."""
+    """Name a virtual environment by what decides its content: lock, wheels, Python, machine."""
     digest = hashlib.sha256(f"{target.python}\n{target.arch}\n{requirements}\n".encode())
     for path in files:
         digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -504,7 +511,8 @@ def _explained(said: str, target: Target, where: str) -> DeployError:
     missing = re.search(r"No matching distribution found for (\S+)", said)
     if missing:
         return Refused(
-            f"{where}: no wheel of {missing.group(1)} for {target}; hosts install wheels only and compile nothing:"
+            f"{where}: no wheel of {missing.group(1)} for {target}; hosts install wheels only and"
+            " compile nothing:"
             " pin a version that has one, or check the name"
         )
     if "DO NOT MATCH THE HASHES" in said:
@@ -517,7 +525,7 @@ def _explained(said: str, target: Target, where: str) -> DeployError:
 
 
 def _check_complete(requirements: str, folder: Path, target: Target, where: str) -> None:
-    """Every package that a wheel requires must be in the lock; else the host's pip would find out, much later."""
+    """Refuse a lock that lacks what a wheel requires; else the host's pip would find out, much later."""
     import zipfile
     from email.parser import HeaderParser
 
@@ -563,7 +571,7 @@ class Bundle:
 
 
 def build_bundle(archive: Archive, wheels: Wheels, *, with_wheels: bool, cache: Path = CACHE) -> Bundle:
-    """Pack what a host lacks into one tar: the archive, and the wheels unless the host has their venv already."""
+    """Pack what a host lacks into one tar: the archive, and the wheels unless it has their venv already."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as made:
         _add(made, "app.tar.gz", archive.path.read_bytes())

@@ -1,7 +1,7 @@
-"""Layer one: what people wrote, read and checked. The inventory of an environment and the application's deploy.yml.
+"""Layer one: what people wrote, read and checked: the inventory, and the application's deploy.yml.
 
-What the deploy reads of an inventory is plain data: ``ansible-inventory --list`` prints Jinja raw, so that a value with
-``{{`` in it would be taken by its letters. Such a value is refused by name.
+What the deploy reads of an inventory is plain data: ``ansible-inventory --list`` prints Jinja raw, so that a
+value with ``{{`` in it would be taken by its letters. Such a value is refused by name.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ APP_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
 NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
+
+RESERVED = ("venv", "release.json", ".verified")
+"""Names at the top of a release that the deploy writes itself."""
 
 _READ = ("kestrel_stack_app", "kestrel_stack_namespace", "kestrel_stack_environment", "kestrel_stack_queues")
 _READ_PER_HOST = ("ansible_host", "ansible_port", "kestrel_stack_address", "deploy_user", "deploy_ssh_config")
@@ -79,7 +82,7 @@ class AppSpec:
     """What the application's deploy.yml says."""
 
     requirements: str | None = None
-    """Path of the hashed requirements lock inside the application; None: only the stack's own package is installed."""
+    """Path of the hashed requirements lock inside the application; None: nothing but the stack's own package."""
     shared_files: tuple[str, ...] = ()
     shared_directories: tuple[str, ...] = ()
     keep: int = 5
@@ -111,7 +114,7 @@ class _Inventory:
 
 
 def load_environment(env: str, limit: str | None = None, *, root: Path = ROOT) -> Environment:
-    """Read the inventory ``env`` (a name under ansible/inventories, or a path) and check all that the deploy reads.
+    """Read the inventory ``env`` (a name under ansible/inventories, or a path) and check what the deploy reads.
 
     ``limit`` keeps only the named hosts: names, groups and patterns with ``*``, separated by commas.
     Raises Refused with one line that names the thing and the fix.
@@ -163,7 +166,8 @@ def _ansible_inventory(path: Path, root: Path) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise Refused(f"ansible-inventory -i {path} did not end within 120 s") from None
     said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
-    # A file that cannot be parsed is only a warning to ansible-inventory, which then prints an empty inventory.
+    # A file that cannot be parsed is only a warning to ansible-inventory, which then prints an empty
+    # inventory.
     broken = re.search(r"(?:Failed to parse|Unable to parse|failed to parse)[^.]*(?:\.[^.]*)?", said)
     if done.returncode != 0 or broken:
         reason = broken.group(0) if broken else said or f"exit code {done.returncode}"
@@ -180,7 +184,8 @@ def parse_environment(
     names = inventory.hosts_of("app")
     if not names:
         raise Refused(
-            f"environment {env}: no hosts in group app (its children are consumers and web), so there is nothing to deploy to"
+            f"environment {env}: no hosts in group app (its children are consumers and web), so there"
+            " is nothing to deploy to"
         )
     for name in names:
         _refuse_jinja(env, name, hostvars.get(name, {}))
@@ -194,7 +199,8 @@ def parse_environment(
     namespace = _common(inventory, names, "kestrel_stack_namespace")
     if not isinstance(namespace, str) or not NAMESPACE.match(namespace):
         raise Refused(
-            f"environment {env}: kestrel_stack_namespace is {namespace!r}; allowed are letters, digits, _ and -"
+            f"environment {env}: kestrel_stack_namespace is {namespace!r}; allowed are letters,"
+            " digits, _ and -"
         )
     consumers = set(inventory.hosts_of("consumers"))
     hosts = tuple(_host(inventory, name, namespace, name in consumers) for name in names)
@@ -239,7 +245,8 @@ def _queues(where: str, value: Any, namespace: str) -> tuple[Queue, ...]:
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not QUEUE_NAME.match(name):
             raise Refused(
-                f"{where}: kestrel_stack_queues has an entry without a legal name ({name!r}): letters, digits, _ and -"
+                f"{where}: kestrel_stack_queues has an entry without a legal name ({name!r}): letters,"
+                " digits, _ and -"
             )
         processes = entry.get("processes", 1)
         timeout = entry.get("job_timeout", 60)
@@ -260,7 +267,8 @@ def _refuse_jinja(env: str, host: str, variables: Mapping[str, Any]) -> None:
     for key in (*_READ, *_READ_PER_HOST):
         if _has_jinja(variables.get(key)):
             raise Refused(
-                f"environment {env}, host {host}: {key} contains '{{{{': what the deploy reads is plain data, write the value itself"
+                f"environment {env}, host {host}: {key} contains"
+                f" '{{{{': what the deploy reads is plain data, write the value itself"
             )
 
 
@@ -277,13 +285,15 @@ def _common(inventory: _Inventory, names: Sequence[str], key: str) -> Any:
     first = inventory.hostvars.get(names[0], {}).get(key)
     if first is None:
         raise Refused(
-            f"environment {inventory.name}: {key} is not set for host {names[0]}: set it in group_vars/all.yml"
+            f"environment {inventory.name}: {key} is not set for host {names[0]}: set it in"
+            " group_vars/all.yml"
         )
     for name in names:
         other = inventory.hostvars.get(name, {}).get(key)
         if other != first:
             raise Refused(
-                f"environment {inventory.name}: {key} differs between hosts ({names[0]}: {first!r}, {name}: {other!r})"
+                f"environment {inventory.name}: {key} differs between hosts ({names[0]}: {first!r},"
+                f" {name}: {other!r})"
             )
     return first
 
@@ -316,7 +326,7 @@ _SPEC_KEYS = {
 
 
 def parse_app_spec(text: str, where: str = "deploy.yml") -> AppSpec:
-    """Read the text of a deploy.yml. Raises Refused naming the key and, for a misspelt one, the nearest known."""
+    """Read the text of a deploy.yml. Raises Refused naming the key and, when misspelt, the nearest known."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -363,25 +373,25 @@ def _refuse_unknown(data: Mapping[Any, Any], level: str, where: str) -> None:
 
 
 def _inner_path(value: Any, key: str, where: str) -> str:
-    """A relative path that stays inside the application and is safe to link and to list."""
+    """Return a relative path that stays inside the application and is safe to link and to list."""
     path = PurePosixPath(value) if isinstance(value, str) else None
     if (
         path is None
         or not path.parts
         or path.is_absolute()
         or ".." in path.parts
-        or path.parts[0] in ("venv", "release.json")
+        or path.parts[0] in RESERVED
         or any(ord(c) < 32 for c in value)
     ):
         raise Refused(
             f"{where}: {key}: {value!r} is not a path inside the application"
-            " (relative, without '..', and not venv or release.json, which the deploy writes)"
+            f" (relative, without '..', and none of the names that the deploy writes: {_listed(RESERVED)})"
         )
     return str(path)
 
 
 def _refuse_overlap(paths: list[str], where: str) -> None:
-    """A shared path inside another one would be written through the link, into the shared folder of all releases."""
+    """Refuse a shared path inside another one: it would be written through the link, for all releases."""
     for index, one in enumerate(paths):
         for other in paths[index + 1 :]:
             short, long = sorted((PurePosixPath(one), PurePosixPath(other)), key=lambda p: len(p.parts))

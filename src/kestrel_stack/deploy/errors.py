@@ -24,17 +24,17 @@ class DeployError(Exception):
             self.code = code
 
 
-class Refused(DeployError):
+class Refused(DeployError):  # noqa: N818 - named after the outcome
     """Wrong input or an unmet condition, found before anything was changed."""
 
 
-class Failed(DeployError):
+class Failed(DeployError):  # noqa: N818
     """Something broke; every host is as it was before."""
 
     code = FAILED
 
 
-class Locked(DeployError):
+class Locked(DeployError):  # noqa: N818
     """Somebody else is deploying to one of these hosts."""
 
     code = LOCKED
@@ -43,7 +43,8 @@ class Locked(DeployError):
 class HostError(Failed):
     """A step failed on one host.
 
-    ``host`` is its inventory name. ``lost`` says that the connection broke, so that what the host did last is unknown.
+    ``host`` is its inventory name. ``lost`` says that the connection broke, so that what the host did last is
+    unknown.
     """
 
     def __init__(self, host: str, message: str, *, lost: bool = False, code: int | None = None) -> None:

@@ -15,7 +15,7 @@ PYTHON_SUPPORTED = ((3, 11), (3, 13))
 """Oldest and newest Python of a host: those of Debian 12 and 13."""
 ARCHITECTURES = ("x86_64", "aarch64")
 MIN_UPTIME = 3
-"""Seconds a worker must have been up before it counts: supervisor calls it RUNNING after startsecs, which is 2."""
+"""Seconds a worker must have been up before it counts; supervisor says RUNNING after startsecs, which is 2."""
 
 _RELEASE = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}\Z")
 _VENV = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}\Z")
@@ -105,7 +105,7 @@ class HostState:
         return Target(python, self.facts["arch"], self.facts["glibc"])
 
     def release(self, name: str) -> Release | None:
-        """The release of this name, or None."""
+        """Return the release of this name, or None."""
         return next((release for release in self.releases if release.name == name), None)
 
 
@@ -223,7 +223,8 @@ def problems(state: HostState, user: str, *, needs_workers: bool) -> list[str]:
         found.append(f"there is no python3: {site}")
     elif not oldest <= tuple(int(x) for x in python.split(".")[:2]) <= newest:
         found.append(
-            f"Python {python} is not supported; supported are {_dotted(oldest)} to {_dotted(newest)} (Debian 12 and 13)"
+            f"Python {python} is not supported; supported are {_dotted(oldest)} to {_dotted(newest)}"
+            " (Debian 12 and 13)"
         )
     elif "venv" not in facts:
         found.append(f"python3-venv is missing: {site}")
@@ -264,7 +265,7 @@ def disk_needed_kb(archive_files: int, archive_bytes: int, wheels: int | None) -
 
 
 def release_name(now: datetime, rev: str, taken: Iterable[str]) -> str:
-    """Name a release by UTC time and revision, later than every one that is there, so that names sort by age."""
+    """Name a release by UTC time and revision, later than all that are there, so that names sort by age."""
     latest = max((name for name in taken if _RELEASE.match(name)), default="")
     moment = now.astimezone(UTC)
     if latest:
@@ -326,7 +327,8 @@ def judge(groups: Sequence[Group], release: str, min_uptime: int = MIN_UPTIME) -
 def rollback_target(states: Sequence[HostState], to: str | None = None) -> str:
     """Choose the release to go back to: the same on every host, complete, and once verified.
 
-    Without ``to`` it is the newest that is older than the newest current one. Raises Refused when there is none.
+    Without ``to`` it is the newest that is older than the newest current one. Raises Refused when there is
+    none.
     """
     usable = [{r.name for r in s.releases if r.verified and r.venv in s.venvs} for s in states]
     common = set.intersection(*usable) if usable else set()
@@ -351,8 +353,8 @@ def rollback_target(states: Sequence[HostState], to: str | None = None) -> str:
 def to_remove(state: HostState, new: str, venv: str, previous: str, keep: int) -> tuple[list[str], list[str]]:
     """Choose the releases and venvs that may go after a good deploy of ``new``, which uses ``venv``.
 
-    Kept are the newest ``keep`` that were verified, always the new one and the one before it. What was never verified
-    (a deploy that failed) does not count and goes.
+    Kept are the newest ``keep`` that were verified, always the new one and the one before it. What was never
+    verified (a deploy that failed) does not count and goes.
     """
     verified = sorted({r.name for r in state.releases if r.verified} | {new}, reverse=True)
     kept = set(verified[:keep]) | {new, previous}

@@ -24,6 +24,9 @@ class Report:
     def __init__(self, console: Console | None = None, errors: Console | None = None) -> None:
         # Steps are flushed line by line, so that a pipe shows them when they happen.
         self.console = console or Console(highlight=False, soft_wrap=True, file=sys.stdout)
+        if not self.console.is_terminal:
+            # A pipe has no width; a line that is cut would be of no use to grep.
+            self.console.width = 400
         self.errors = errors or Console(highlight=False, soft_wrap=True, stderr=True)
         self._started = time.monotonic()
         self._lock = threading.Lock()
@@ -69,12 +72,11 @@ class Report:
             box=box.SIMPLE_HEAD if self.console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0)
         )
         for column in columns:
-            table.add_column(column, overflow="fold", no_wrap=True)
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*row)
         with self._lock:
-            # A pipe has no width; lines that break in the middle would be of no use to grep.
-            self.console.print(table, width=None if self.console.is_terminal else 400)
+            self.console.print(table)
             self.console.file.flush()
 
     def _print(self, text: Text) -> None:

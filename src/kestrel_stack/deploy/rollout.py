@@ -1,8 +1,8 @@
 """Layer three: the commands themselves, and the only place where hosts are touched.
 
-The way of a deploy: plan (one round trip per host), lock, build once, send what a host lacks, prepare beside the
-running release, then host by host: drain, switch, start, verify. Until the first switch nothing has changed for anybody;
-a host that fails goes back; the lock is given back whatever happens.
+The way of a deploy: plan (one round trip per host), lock, build once, send what a host lacks, prepare beside
+the running release, then host by host: drain, switch, start, verify. Until the first switch nothing has
+changed for anybody; a host that fails goes back; the lock is given back whatever happens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .report import Report
 from .ssh import Remote, Result, on_all
 
 BEFORE = "as before"
-AFTER = "on the new release"
+AFTER = "switched, every worker verified"
 BROKEN = "NOT as before: its workers do not all run"
 UNKNOWN = "unknown: it does not answer"
 
@@ -159,7 +159,7 @@ class Session:
             self.inspect()
 
     def release(self, details: Callable[[Host], dict[str, Any]] = lambda _: {}) -> list[str]:
-        """End on every locked host: note, clean up, give the lock back. Returns what could not be done, one line each.
+        """End on every locked host: note, clean up, give the lock back. Returns what failed, one line each.
 
         A connection that was lost is tried once more; Ctrl-C does not shorten this.
         """
@@ -177,7 +177,8 @@ class Session:
         hosts, self.locked = self.locked, []
         _, errors = on_all(hosts, end, self.cancel)
         return [
-            f"{errors[host]}: its lock stays; run fab unlock --env {self.environment.name} --limit {host.name}"
+            f"{errors[host]}: its lock stays; run fab unlock --env {self.environment.name} --limit"
+            f" {host.name}"
             for host in hosts
             if host in errors
         ]
@@ -215,7 +216,8 @@ def deploy(ask: Ask, out: Report) -> int:
             archive, wheels = _build(session, source, lock, where, out)
             if not ask.force and _up_to_date(session, source, archive, wheels):
                 out.good(
-                    f"Nothing to do: every host runs {source.rev[:8]} with all its workers (--force deploys again)"
+                    f"Nothing to do: every host runs {source.rev[:8]} with all its workers (--force"
+                    " deploys again)"
                 )
                 return DONE
             _require_disk(session, archive, wheels)
@@ -274,7 +276,8 @@ def _require_disk(session: Session, archive: build.Archive, wheels: dict[str, bu
         free = int(state.facts.get("disk_kb", "0"))
         if free < need:
             short.append(
-                f"{name}: {free // 1024} MB free under {session.root}, {need // 1024 + 1} MB needed: make room"
+                f"{name}: {free // 1024} MB free under {session.root}, {need // 1024 + 1} MB needed:"
+                " make room"
             )
     if short:
         raise Refused("; ".join(short))
@@ -373,7 +376,8 @@ def rollback(env: str, to: str | None, limit: str | None, dry_run: bool, out: Re
     environment = description.load_environment(env, limit)
     with Session(environment, out) as session, _interruptible():
         out.step(
-            f"Plan: rollback of {environment.app} on {_count(len(session.hosts), 'host')} of {environment.name}"
+            f"Plan: rollback of {environment.app} on {_count(len(session.hosts), 'host')} of"
+            f" {environment.name}"
         )
         session.inspect()
         session.require_fit()
@@ -405,7 +409,7 @@ def _runs(state: HostState, release: str) -> bool:
 
 
 class Rollout:
-    """Switches hosts and knows how each stands. As a context manager it ends what it began, whatever happens."""
+    """Switches hosts and knows how each stands. As a context manager it ends what it began, always."""
 
     def __init__(self, session: Session, out: Report, action: str) -> None:
         self.session = session
@@ -456,13 +460,16 @@ class Rollout:
         """Add to an error how the hosts stand, which also decides the exit code."""
         changed = [name for name, stand in self.stand.items() if stand != BEFORE]
         if changed:
-            words = "; ".join(f"{name} is {self.stand[name]}" for name in changed)
+            words = "; ".join(f"{name} is {self._said(name)}" for name in changed)
             as_before = [name for name in self.stand if name not in changed]
             rest = f"; as before: {', '.join(as_before)}" if as_before else ""
             return DeployError(f"{error}. {words}{rest}", CHANGED)
         if error.code == FAILED:
             return DeployError(f"{error}. Every host is as before", FAILED)
         return error
+
+    def _said(self, name: str) -> str:
+        return f"on {self.name}" if self.stand[name] == AFTER else self.stand[name]
 
     def _summary(self) -> None:
         rows = []
@@ -474,7 +481,7 @@ class Rollout:
         self.out.table(("host", "release", "stands"), rows)
 
     def _details(self, host: Host) -> dict[str, Any]:
-        """What the end of a deploy leaves and removes on one host."""
+        """Say what the end of a deploy leaves and removes on one host."""
         stand = self.stand[host.name]
         state = self.session.states[host.name]
         details: dict[str, Any] = {}
@@ -503,7 +510,7 @@ class Rollout:
     # --- host by host ---------------------------------------------------------------------------------
 
     def roll(self, to: dict[Host, str]) -> None:
-        """Switch the hosts one after the other. Raises DeployError at the first that fails; that one goes back."""
+        """Switch host by host. Raises DeployError at the first that fails; that one goes back."""
         for batch in plan.batches(list(to)):
             self.session.everywhere(batch, lambda host: self._one(host, to[host]))
 
@@ -525,7 +532,7 @@ class Rollout:
         self.stand[host.name] = AFTER
 
     def _limits(self, host: Host) -> float:
-        """Seconds within which a host drains and starts: the helper itself is bounded, this is its bound twice."""
+        """Return the seconds within which a host drains and starts; the helper itself is bounded, too."""
         drain = max((queue.job_timeout + 10 for queue in host.queues), default=0)
         start = sum(10 * queue.processes for queue in host.queues)
         return 60 + drain + start
@@ -544,7 +551,7 @@ class Rollout:
             for words in plan.events([line]):
                 text = _SWITCH_TEXTS.get(words[0])
                 if text:
-                    self.out.step(f"{text} {words[1]}", host.name)
+                    self.out.step(f"{text} {' '.join(words[1:])}", host.name)
 
         try:
             self.session.run(
@@ -577,7 +584,8 @@ class Rollout:
             if verdict.ok:
                 break
             now = time.monotonic()
-            # A worker that has done its share of jobs is EXITED for a moment before supervisor starts it again.
+            # A worker that has done its share of jobs is EXITED for a moment before supervisor starts it
+            # again.
             down_since = (down_since or now) if verdict.down else None
             if verdict.final or now - began > limit or (down_since and now - down_since > 5):
                 log = f"/var/log/kestrel-stack/{self.session.environment.app}/"
@@ -619,7 +627,7 @@ class Rollout:
                 time.sleep(1)
 
 
-_SWITCH_TEXTS = {"drained": "drained", "switched": "switched to", "started": "started"}
+_SWITCH_TEXTS = {"drained": "drained", "switched": "switched to", "started": "started", "back": "back on"}
 
 
 # --- looking, and locks ------------------------------------------------------------------------------

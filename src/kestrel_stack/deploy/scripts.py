@@ -1,7 +1,7 @@
 """Layer two: the text of every script that runs on a host. Pure: values in, text out.
 
-The templates are ``templates/deploy/*.sh.j2``. Every value that a template prints is quoted for the shell by the
-environment itself, so that no template can forget to; `tests` run them with hostile values.
+The templates are ``templates/deploy/*.sh.j2``. Every value that a template prints is quoted for the shell by
+the environment itself, so that no template can forget to; `tests` run them with hostile values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _quoted(value: Any) -> str:
 
 
 def _environment(folder: Path) -> jinja2.Environment:
-    environment = jinja2.Environment(  # noqa: S701 - shell, not HTML; `finalize` quotes
+    return jinja2.Environment(  # noqa: S701 - shell, not HTML; `finalize` quotes
         loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         finalize=_quoted,
@@ -38,7 +38,6 @@ def _environment(folder: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment
 
 
 _TEMPLATES = _environment(TEMPLATES)
@@ -56,7 +55,10 @@ def inspect(
     settle: int = 0,
     helper: str = HELPER,
 ) -> str:
-    """Report what a plan needs; changes nothing. ``settle``: seconds to wait for a switch that is still under way."""
+    """Report what a plan needs; changes nothing.
+
+    ``settle``: seconds to wait for a switch that is still under way.
+    """
     return _render(
         "inspect",
         app_root=root,
@@ -121,8 +123,8 @@ def switch(
 ) -> str:
     """Take the workers from one release to another.
 
-    An empty name means that there is no release. When it fails it puts the host back by itself, unless it is itself
-    the way back (``going_back``).
+    An empty name means that there is no release. When it fails it puts the host back by itself, unless it is
+    itself the way back (``going_back``).
     """
     return _render(
         "switch",

@@ -1,8 +1,9 @@
-"""Connections to hosts: Fabric's, with what it lacks. Host keys are checked, silence is noticed, scripts can be stopped.
+"""Connections to hosts: Fabric's, with what it lacks: checked host keys, noticed silence, scripts that stop.
 
-Fabric reads the ssh client configuration and authenticates. Its defaults accept any host key, know no keepalive and
-leave a command running on the host when its time is up; here an unknown key is refused, a host that does not answer for
-half a minute counts as lost, and every script has a lifeline: standard input, which it watches.
+Fabric reads the ssh client configuration and authenticates. Its defaults accept any host key, know no
+keepalive and leave a command running on the host when its time is up; here an unknown key is refused, a host
+that does not answer for half a minute counts as lost, and every script has a lifeline: standard input, which
+it watches.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ KEEPALIVE = 10
 PARALLEL = 8
 """How many hosts are worked on at once: sshd's MaxStartups begins to drop connections at ten."""
 STOP_PATIENCE = 30
-"""Seconds that a script which was told to stop gets to put its host in order, unless it says that it needs more."""
+"""Seconds that a script which was told to stop gets to put its host in order."""
 
 T = TypeVar("T")
 
@@ -83,12 +84,14 @@ class Remote:
             _connect(connection)
         except paramiko.BadHostKeyException as error:
             raise Refused(
-                f"{self.name}: the host key has changed ({error.key.get_name()}, now {_fingerprint(error.key)});"
+                f"{self.name}: the host key has changed ({error.key.get_name()}, now"
+                f" {_fingerprint(error.key)});"
                 " if the machine was rebuilt, remove its old line from known_hosts, else find out who answers"
             ) from None
         except _UnknownHostKey as error:
             raise Refused(
-                f"{self.name}: unknown host key for {error.name} ({error.key.get_name()} {_fingerprint(error.key)}):"
+                f"{self.name}: unknown host key for {error.name} ({error.key.get_name()}"
+                f" {_fingerprint(error.key)}):"
                 f" compare it with the machine's own and add it to {self._known_hosts_names(connection)}"
             ) from None
         except paramiko.AuthenticationException as error:
@@ -99,7 +102,8 @@ class Remote:
         except (OSError, EOFError, paramiko.SSHException) as error:
             where = f"{self.host.address} port {connection.port}"
             raise Refused(
-                f"{self.name} does not answer at {where} ({_reason(error)}): is it up, and is its address right?"
+                f"{self.name} does not answer at {where} ({_reason(error)}): is it up, and is its"
+                " address right?"
                 f" Try: {self._ssh_hint()}; --limit leaves hosts out"
             ) from None
         self._connection = connection
@@ -135,7 +139,7 @@ class Remote:
             connection.client.close()
 
     def _keepalive(self, closed: threading.Event) -> None:
-        """Ask the server for an answer now and then: only that proves that it is there. Runs in its own thread."""
+        """Ask the server for an answer now and then: only that proves that it is there. Has its own thread."""
         while not closed.wait(KEEPALIVE):
             connection = self._connection
             transport = connection.transport if connection else None
@@ -162,10 +166,10 @@ class Remote:
     ) -> Result:
         """Run a bash script and return what it said, whatever its exit code.
 
-        ``what`` names the step in messages. ``timeout`` is in seconds. With ``upload`` the file's bytes are the
-        script's standard input, otherwise standard input is its lifeline. When a person cancels, the lifeline ends and
-        the script has ``stop_patience`` seconds to put the host in order; then Cancelled is raised, with the result
-        as ``result``. Raises HostError with ``lost`` when the connection breaks.
+        ``what`` names the step in messages. ``timeout`` is in seconds. With ``upload`` the file's bytes are
+        the script's standard input, otherwise standard input is its lifeline. When a person cancels, the
+        lifeline ends and the script has ``stop_patience`` seconds to put the host in order; then Cancelled is
+        raised, with the result as ``result``. Raises HostError with ``lost`` when the connection breaks.
         """
         if cancellable and self._cancel.is_set():
             raise Cancelled("stopped")
@@ -307,7 +311,8 @@ class _Conversation:
             with path.open("rb") as source:
                 while self._stopping is None and (block := source.read(65536)):
                     self._channel.sendall(block)
-                    # A keepalive may queue behind the data on a slow line; data that flows is a sign of life too.
+                    # A keepalive may queue behind the data on a slow line; data that flows is a sign of life
+                    # too.
                     self._remote.heard()
             self._channel.shutdown_write()
         except (OSError, EOFError):
@@ -345,7 +350,7 @@ class _Lines:
 # --- host keys ---------------------------------------------------------------------------------------
 
 
-class _UnknownHostKey(Exception):
+class _UnknownHostKey(Exception):  # noqa: N818
     def __init__(self, name: str, key: paramiko.PKey) -> None:
         super().__init__(name)
         self.name = name
@@ -360,7 +365,7 @@ class _Reject(paramiko.MissingHostKeyPolicy):
 
 
 def known_hosts_files(ssh_config: dict[str, Any]) -> list[Path]:
-    """The files that ssh itself would look into for this host."""
+    """Return the files that ssh itself would look into for this host."""
     files = []
     for key, default in (
         ("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2"),
@@ -435,7 +440,7 @@ def on_all(
     *,
     parallel: int = PARALLEL,
 ) -> tuple[dict[T, Any], dict[T, BaseException]]:
-    """Run ``action`` for every item, at most ``parallel`` at once; return the results and the errors, by item.
+    """Run ``action`` for every item, at most ``parallel`` at once; return results and errors, by item.
 
     Ctrl-C sets ``cancel``, which the running scripts obey; this returns when they have ended.
     """
