@@ -87,7 +87,7 @@ def start_on(tmp_path):
             (tmp_path / file).write_bytes(bytes.fromhex(content))
         spool = Spool(Config(queue_path=tmp_path, sync_journal_ms=None))
         spools.append(spool)
-        spool.open()
+        spool.load()
         return spool
 
     yield start

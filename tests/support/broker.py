@@ -131,7 +131,7 @@ class RawClient:
         self.sock.sendall(data)
 
     def expect(self, reply: bytes) -> None:
-        """Read exactly as many bytes as ``reply`` has; AssertionError if they differ or the connection ends."""
+        """Read exactly as many bytes as ``reply`` has; AssertionError if they differ or it closes."""
         got = self._buffer[: len(reply)]
         self._buffer = self._buffer[len(got) :]
         while len(got) < len(reply) and (chunk := self._receive(len(reply) - len(got))):

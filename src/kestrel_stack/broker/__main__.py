@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         asyncio.run(_serve(config, options.port_file))
-    except (StartError, SpoolError) as error:
+    except (StartError, SpoolError, OSError) as error:
         return _fail(error, 1)
     return 0
 

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from kestrel_stack.broker.admin import AdminServer
@@ -89,23 +90,28 @@ class Broker:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self.request_stop, signal.Signals(signum).name)
-        self.spool.open()
         async with contextlib.AsyncExitStack() as stack:
+            # First what may be refused, then the journals: a broker that cannot serve changes no file.
             stack.callback(self.spool.close)
-            server = await self._listen(
+            self.spool.lock()
+            server = await self._bind(
                 lambda: Session(self), self.config.listen_address, self.config.port, "port"
             )
             stack.callback(self._end_sessions, server)
-            port, admin_port = _port_of(server), None
+            admin = None
             if self.config.admin_port is not None:
-                admin = await self._listen(
+                admin = await self._bind(
                     lambda: AdminServer(self).protocol(),
                     self.config.admin_address,
                     self.config.admin_port,
                     "admin_port",
                 )
                 stack.callback(admin.close)
-                admin_port = _port_of(admin)
+            self.spool.load()
+            await self._serve(server, self.config.listen_address, self.config.port, "port")
+            if admin and self.config.admin_port is not None:
+                await self._serve(admin, self.config.admin_address, self.config.admin_port, "admin_port")
+            port, admin_port = _port_of(server), _port_of(admin) if admin else None
             queues = self.spool.queues.values()
             log.info(
                 "listening on %s:%d, admin %s; %d queues, %d items in %s",
@@ -135,11 +141,20 @@ class Broker:
         for session in list(self.sessions):
             session.hang_up()
 
-    async def _listen(self, protocol: object, host: str, port: int, key: str) -> asyncio.Server:
+    async def _bind(
+        self, make_protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int, key: str
+    ) -> asyncio.Server:
+        """Take the port without answering on it yet."""
         loop = asyncio.get_running_loop()
         try:
-            return await loop.create_server(protocol, host, port, backlog=1024)  # type: ignore[arg-type]
+            return await loop.create_server(make_protocol, host, port, backlog=1024, start_serving=False)
         except OSError as error:
+            raise StartError(_explain_listen(error, host, port, key)) from None
+
+    async def _serve(self, server: asyncio.Server, host: str, port: int, key: str) -> None:
+        try:
+            await server.start_serving()
+        except OSError as error:  # another took the port in the same moment
             raise StartError(_explain_listen(error, host, port, key)) from None
 
 

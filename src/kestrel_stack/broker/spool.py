@@ -48,15 +48,15 @@ class Spool:
         self._on_unsynced = on_unsynced
         self._lock_fd = -1
 
-    def open(self) -> None:
-        """Lock the folder and load every queue in it; SpoolError if that cannot be."""
-        path = self.config.queue_path
-        self._lock(path)
-        for name, siblings in self._files(path).items():
+    def load(self) -> None:
+        """Load every queue in the folder; SpoolError if one cannot be."""
+        for name, siblings in self._files(self.config.queue_path).items():
             self._load(name, siblings)
 
-    def _lock(self, path: Path) -> None:
+    def lock(self) -> None:
+        """Keep every other broker out of the folder; SpoolError if it is in use or cannot be used."""
         # The lock is on the folder itself: a lock file in it would be taken for a queue.
+        path = self.config.queue_path
         try:
             self._lock_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
