@@ -82,7 +82,7 @@ class AppSpec:
     """What the application's deploy.yml says."""
 
     requirements: str | None = None
-    """Path of the hashed requirements lock inside the application; None: nothing but the stack's own package."""
+    """Path of the hashed lock inside the application; None: nothing but the stack's own package."""
     shared_files: tuple[str, ...] = ()
     shared_directories: tuple[str, ...] = ()
     keep: int = 5
@@ -114,7 +114,7 @@ class _Inventory:
 
 
 def load_environment(env: str, limit: str | None = None, *, root: Path = ROOT) -> Environment:
-    """Read the inventory ``env`` (a name under ansible/inventories, or a path) and check what the deploy reads.
+    """Read the inventory ``env`` (a name under ansible/inventories or a path) and check it.
 
     ``limit`` keeps only the named hosts: names, groups and patterns with ``*``, separated by commas.
     Raises Refused with one line that names the thing and the fix.

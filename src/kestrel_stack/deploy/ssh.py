@@ -139,7 +139,7 @@ class Remote:
             connection.client.close()
 
     def _keepalive(self, closed: threading.Event) -> None:
-        """Ask the server for an answer now and then: only that proves that it is there. Has its own thread."""
+        """Ask the server for an answer now and then: only that proves it is there. Runs in a thread."""
         while not closed.wait(KEEPALIVE):
             connection = self._connection
             transport = connection.transport if connection else None

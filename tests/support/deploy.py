@@ -1,0 +1,224 @@
+"""What the tests of the deploy need: little applications in git, and a machine made of a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FAB = Path(sys.executable).with_name("fab")
+
+JOBS = """
+from kestrel_stack.consumer.registry import Registry
+
+registry = Registry()
+
+
+@registry.job("HelloWorld")
+def hello(data, context):
+    context.log.info("VERSION")
+"""
+DEPLOY_YML = """
+python: {requirements: requirements.txt}
+shared: {files: [], directories: [var]}
+keep: 5
+"""
+
+
+def git(folder: Path, *words: str) -> str:
+    """Run git with an identity and a clock of its own."""
+    environment = {
+        **os.environ,
+        "GIT_AUTHOR_NAME": "T",
+        "GIT_AUTHOR_EMAIL": "t@example.com",
+        "GIT_COMMITTER_NAME": "T",
+        "GIT_COMMITTER_EMAIL": "t@example.com",
+    }
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+class GitApp:
+    """An application in a repository of its own."""
+
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        self.repository = folder
+        self.path = folder / prefix
+        self.path.mkdir(parents=True, exist_ok=True)
+        git(folder, "init", "-q", "-b", "main")
+        self.write("deploy.yml", DEPLOY_YML)
+        self.write("requirements.txt", "# nothing but the stack's own package\n")
+        self.write("shop/__init__.py", "")
+        self.write("shop/jobs.py", JOBS)
+        self.commit("first")
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def commit(self, message: str = "change") -> str:
+        git(self.repository, "add", "-A")
+        git(self.repository, "commit", "-q", "--allow-empty", "-m", message)
+        return git(self.repository, "rev-parse", "HEAD")
+
+
+def make_wheel(folder: Path, name: str, version: str = "1.0", *, requires: tuple[str, ...] = ()) -> Path:
+    """Write a small pure wheel, valid for pip."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    metadata += "".join(f"Requires-Dist: {text}\n" for text in requires)
+    files = {
+        f"{name}/__init__.py": f"VERSION = {version!r}\n",
+        f"{info}/METADATA": metadata,
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = ""
+    for path, text in files.items():
+        digest = urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        record += f"{path},sha256={digest},{len(text.encode())}\n"
+    files[f"{info}/RECORD"] = record + f"{info}/RECORD,,\n"
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for inner, text in files.items():
+            wheel.writestr(zipfile.ZipInfo(inner), text)
+    return path
+
+
+def fab(*words: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess[str]:
+    """Run fab to its end."""
+    return subprocess.run(
+        [str(FAB), *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        check=False,
+        **kwargs,
+    )
+
+
+# A stand-in for /usr/local/sbin/kestrel-stack-workers: the same words, a folder instead of supervisor.
+HELPER = """#!/usr/bin/python3
+import json, os, sys, time
+from pathlib import Path
+
+action, group = sys.argv[1:]
+base = Path(os.environ["TREE"])
+state = base / "state" / group
+(base / "calls").open("a").write(f"{action} {group}\\n")
+if (base / f"slow-{action}-{group}").exists():
+    (base / f"in-{action}-{group}").touch()
+    deadline = time.monotonic() + 30
+    while (base / f"slow-{action}-{group}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+current = base / "srv" / "current"
+release = os.path.basename(os.readlink(current)) if current.is_symlink() else None
+failing = base / f"fail-{action}-{group}"
+failed = failing.exists() and failing.read_text() in ("", release or "")
+if not failed:
+    if action in ("drain", "stop"):
+        state.unlink(missing_ok=True)
+    elif action == "start" and release is not None:
+        state.write_text(release)
+running = state.exists()
+print(json.dumps({"group": group, "processes": [{
+    "name": f"{group}_00",
+    "state": "RUNNING" if running else "STOPPED",
+    "pid": 1 if running else None,
+    "uptime": 9 if running else 0,
+    "release": state.read_text() if running else None,
+}]}))
+if failed:
+    print(f"{group}_00 would not {action}", file=sys.stderr)
+    sys.exit(1)
+"""
+
+
+class Tree:
+    """A host made of a folder: srv/ is the application's folder, workers are files, scripts run for real."""
+
+    def __init__(self, folder: Path, groups: tuple[str, ...] = ("shop_a", "shop_b")) -> None:
+        self.base = folder
+        self.srv = folder / "srv"
+        self.groups = groups
+        for name in ("srv/releases", "srv/venvs", "srv/shared/var", "state"):
+            (folder / name).mkdir(parents=True)
+        self.helper = folder / "helper"
+        self.helper.write_text(HELPER)
+        self.helper.chmod(0o755)
+
+    def start(self, script: str) -> subprocess.Popen[bytes]:
+        """Start a script as sshd would: leading its own session, standard input held by the caller."""
+        # The script sets its own PATH; a function stands in for sudo, which a test machine may lack.
+        script = 'sudo() { [ "$1" = -n ] && shift && "$@"; }\n' + script
+        return subprocess.Popen(
+            ["/bin/bash", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "TREE": str(self.base)},
+            start_new_session=True,
+        )
+
+    def run(self, script: str, data: bytes = b"\n") -> tuple[int, list[str], str]:
+        """Run a script to its end; return exit code, lines of standard output, standard error."""
+        process = self.start(script)
+        # Standard input stays open meanwhile: its end would mean that the connection is lost.
+        process.stdin.write(data)
+        process.stdin.flush()
+        out, err = process.stdout.read(), process.stderr.read()
+        code = process.wait(60)
+        process.stdin.close()
+        process.stdout.close()
+        process.stderr.close()
+        return code, out.decode().splitlines(), err.decode()
+
+    def release(self, name: str, *, venv: str = "v1", verified: bool = True, **about: str) -> Path:
+        """Put a finished release there."""
+        (self.srv / "venvs" / venv).mkdir(parents=True, exist_ok=True)
+        (self.srv / "venvs" / venv / ".complete").touch()
+        folder = self.srv / "releases" / name
+        folder.mkdir()
+        (folder / "venv").symlink_to(f"../../venvs/{venv}")
+        (folder / "release.json").write_text(json.dumps({"release": name, "venv": venv, **about}))
+        if verified:
+            (folder / ".verified").touch()
+        return folder
+
+    def run_from(self, name: str) -> None:
+        """Make a release current, with all workers running from it."""
+        current = self.srv / "current"
+        current.unlink(missing_ok=True)
+        current.symlink_to(f"releases/{name}")
+        for group in self.groups:
+            (self.base / "state" / group).write_text(name)
+
+    @property
+    def current(self) -> str | None:
+        current = self.srv / "current"
+        return current.readlink().name if current.is_symlink() else None
+
+    @property
+    def workers(self) -> dict[str, str | None]:
+        """The release each group's worker runs from; None when it is stopped."""
+        states = {group: self.base / "state" / group for group in self.groups}
+        return {group: path.read_text() if path.exists() else None for group, path in states.items()}
+
+    def mark(self, name: str, text: str = "") -> Path:
+        """Make the helper behave: fail-ACTION-GROUP, slow-ACTION-GROUP."""
+        path = self.base / name
+        path.write_text(text)
+        return path
