@@ -181,6 +181,19 @@ def test_a_client_that_never_reads_does_not_stop_the_others(broker):
         assert resident_bytes(broker.pid) < 200 << 20
 
 
+def test_a_client_that_sends_ahead_while_it_waits_is_not_read_without_bound(broker):
+    with broker.connect() as flood, broker.connect() as other:
+        flood.send(b"get jobs/t=600000\r\n")
+        flood.sock.settimeout(1)
+        with pytest.raises(TimeoutError):
+            for _ in range(3000):
+                flood.send(b"version\r\n" * 10_000)
+        other.set("jobs", b"1")
+        flood.sock.settimeout(20)
+        flood.expect(b"VALUE jobs 0 1\r\n1\r\nEND\r\n" + b"VERSION 2.4.1\r\n" * 1000)
+        assert resident_bytes(broker.pid) < 200 << 20
+
+
 def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
