@@ -51,6 +51,7 @@ _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 _HOST = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\Z"
 )
+_RESERVED_QUEUE = re.compile(r".*_(errors|retry_[0-9]+|ping_.*)\Z")
 _RATE = re.compile(r"[1-9][0-9]*/(s|m|h)\Z")
 _AGE = re.compile(r"[1-9][0-9]*(s|m|h)\Z")
 _KEY = re.compile(
@@ -107,9 +108,7 @@ def platform_problems(facts: Mapping[str, Any]) -> list[str]:
 def app_problems(app: Any) -> list[str]:
     """Say what is wrong with kestrel_stack_app."""
     if not _APP.match(str(app)):
-        return [
-            f"kestrel_stack_app {app!s} is not legal: a lower-case letter, then up to 30 of a-z, 0-9, -"
-        ]
+        return [f"kestrel_stack_app {app!s} is not legal: a lower-case letter, then up to 30 of a-z, 0-9, -"]
     if str(app) in RESERVED_APPS:
         return [f"kestrel_stack_app {app!s} is a group of the system: choose a name of its own"]
     return []
@@ -141,6 +140,11 @@ def _queue_problems(where: str, queue: Mapping[str, Any], namespace: str) -> lis
     if not _NAME.match(name):
         return [f"{where}: queue name {name!r} is not legal: use A-Z, a-z, 0-9, _ and - only"]
     where = f"kestrel_stack_queues: {name}"
+    if _RESERVED_QUEUE.match(name):
+        problems.append(
+            f"{where} ends like the queues that the stack makes itself"
+            " (_errors, _retry_SECONDS, _ping_HOST): rename it"
+        )
     server_name = f"{namespace}_{name}"
     if len(server_name) + SUFFIX_RESERVE > SERVER_NAME_LIMIT:
         longest = SERVER_NAME_LIMIT - SUFFIX_RESERVE
@@ -200,22 +204,8 @@ def queue_problems(queues: Any, namespace: Any) -> list[str]:
         name = str(queue["name"])
         if name in seen:
             problems.append(f"kestrel_stack_queues: {name} is there twice: remove one of them")
-        # `mail` and `mail_errors` would meet on the server: the second is where the first parks its jobs.
-        problems += [
-            f"kestrel_stack_queues: {name} is a name that queue {other} needs for itself: rename one of them"
-            for other in _reserved(name, queues)
-        ]
         seen.add(name)
     return problems
-
-
-def _reserved(name: str, queues: Sequence[Any]) -> list[str]:
-    others = {str(queue["name"]) for queue in queues if isinstance(queue, Mapping) and "name" in queue}
-    return [
-        other
-        for other in sorted(others - {name})
-        if re.match(rf"{re.escape(other)}_(errors|retry_[0-9]+|ping_.+)\Z", name)
-    ]
 
 
 def complete_queues(queues: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
