@@ -213,11 +213,12 @@ def _host(inventory: _Inventory, name: str, namespace: str, runs_workers: bool) 
     address = variables.get("ansible_host")
     if not address and not variables.get("kestrel_stack_address"):
         folder = inventory.path if inventory.path.is_dir() else inventory.path.parent
-        hint = (
-            "set them in the inventory"
-            if (folder / "containers.yml").exists() or inventory.name != "lab"
-            else "run bin/up, which makes the lab's hosts and writes their addresses"
-        )
+        if (folder / "containers.yml").exists():
+            hint = "set them in the inventory"
+        elif inventory.name == "lab":
+            hint = "run bin/up, which makes the lab's hosts and writes their addresses"
+        else:
+            hint = f"set them, or make containers: python -m kestrel_stack.lab hosts up --inventory {folder}"
         raise Refused(f"{where}: has no address (ansible_host, kestrel_stack_address): {hint}")
     user = variables.get("deploy_user")
     if not isinstance(user, str) or not USER_NAME.match(user):

@@ -1,0 +1,265 @@
+"""The decisions of a deploy: data in, decisions out."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kestrel_stack.deploy import plan
+from kestrel_stack.deploy.errors import Refused
+from kestrel_stack.deploy.plan import Group, HostState, Process, Release
+
+R1, R2, R3, R4 = (f"2026010{n}T000000Z-aaaaaaa{n}" for n in range(1, 5))
+FACTS = {
+    "root": "yes",
+    "writable": "yes",
+    "helper": "yes",
+    "venv": "yes",
+    "python": "3.11.2",
+    "arch": "x86_64",
+}
+
+
+def state(host="h1", *, releases=(), bad=(), current="", venvs=("v",), groups=(), **facts):
+    made = tuple(Release(name, name not in bad, venv="v", rev=name[-8:]) for name in releases)
+    return HostState(host, {**FACTS, "current": current, **facts}, made, venvs, groups)
+
+
+def worker(release=R1, state="RUNNING", uptime=9, name="shop_mail_00"):
+    return Process(name, state, 1, uptime, release)
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+
+def test_a_release_is_named_by_utc_time_and_revision():
+    now = datetime(2026, 11, 21, 1, 15, 0, tzinfo=UTC)
+    assert plan.release_name(now, "1a2b3c4d5e6f", []) == "20261121T011500Z-1a2b3c4d"
+
+
+@given(
+    st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2040, 1, 1), timezones=st.just(UTC)),
+    st.lists(st.sampled_from([R1, R2, R3, "20390101T000000Z-ffffffff", "not-a-release"])),
+)
+def test_a_new_release_sorts_after_all_that_are_there_even_when_a_clock_is_wrong(now, taken):
+    name = plan.release_name(now, "0" * 40, taken)
+    assert all(name > other for other in taken if other != "not-a-release")
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_host_says_is_read_and_what_is_garbled_is_ignored():
+    lines = [
+        "noise",
+        "@ fact python 3.11.2",
+        "@ fact arch x86_64",
+        "@ fact glibc 2.36",
+        f"@ fact current {R1}",
+        f'@ release {R1} verified {{"rev": "abc", "venv": "v", "ref": null}}',
+        f"@ release {R2} - garbage",
+        "@ release ../../etc verified {}",
+        "@ venv py311-x86_64-0123",
+        '@ workers shop_mail 0 {"group": "shop_mail", "processes": [{"name": "m_00", "state": "RUNNING",'
+        ' "pid": 5, "uptime": 7, "release": "x"}]}',
+        "@ workers shop_x 2 no group shop_x",
+        "@ workers",
+    ]
+    found = plan.parse_inspection("h", lines)
+    assert str(found.target) == "Python 3.11, x86_64, glibc 2.36"
+    assert found.current_release == Release(R1, True, rev="abc", venv="v")
+    assert found.release(R2) == Release(R2, False)
+    assert len(found.releases) == 2
+    assert found.venvs == ("py311-x86_64-0123",)
+    assert found.groups == (
+        Group("shop_mail", (Process("m_00", "RUNNING", 5, 7, "x"),)),
+        Group("shop_x", error="no group shop_x"),
+    )
+
+
+def test_a_lock_that_cannot_be_read_is_still_a_lock():
+    found = plan.parse_inspection("h", ["@ lock half {"])
+    assert "somebody unknown" in plan.describe_lock(found.lock)
+
+
+def test_the_holder_of_a_lock_is_described():
+    lock = {"owner": "ann", "controller": "desk", "pid": 7, "time": "2026-01-01T00:00:00+00:00"}
+    assert plan.describe_lock(lock) == "ann@desk (pid 7) since 2026-01-01T00:00:00+00:00"
+
+
+# --- may it go on? ---------------------------------------------------------------------------------------
+
+
+def test_a_host_that_is_ready_has_no_problems():
+    assert plan.problems(state(), "deploy", needs_workers=True) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"python": "3.9.2"}, "Python 3.9.2 is not supported; supported are 3.11 to 3.13"),
+        ({"python": "3.14.0"}, "Python 3.14.0 is not supported"),
+        ({"python": "none"}, "there is no python3"),
+        ({"arch": "riscv64"}, "architecture riscv64 is not supported"),
+    ],
+)
+def test_a_machine_that_is_not_supported_is_named(facts, text):
+    assert any(text in found for found in plan.problems(state(**facts), "deploy", needs_workers=True))
+
+
+@pytest.mark.parametrize(
+    ("missing", "text"),
+    [
+        ("root", "folder under /srv is missing: run ansible-playbook site.yml first"),
+        ("writable", "user deploy cannot write"),
+        ("venv", "python3-venv is missing"),
+        ("helper", "kestrel-stack-workers is missing"),
+    ],
+)
+def test_a_host_that_ansible_has_not_set_up_says_so(missing, text):
+    facts = {key: value for key, value in FACTS.items() if key != missing}
+    found = plan.problems(HostState("h", facts), "deploy", needs_workers=True)
+    assert any(text in one and "site.yml" in one for one in found)
+
+
+def test_a_host_without_workers_needs_no_helper():
+    facts = {key: value for key, value in FACTS.items() if key != "helper"}
+    assert plan.problems(HostState("h", facts), "deploy", needs_workers=False) == []
+
+
+# --- the workers -----------------------------------------------------------------------------------------
+
+
+def test_workers_are_good_when_all_run_from_the_release_and_have_outlived_startsecs():
+    assert plan.judge([Group("g", (worker(), worker()))], R1).ok
+    assert plan.judge([], R1).ok
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason", "final", "down"),
+    [
+        (worker(R2), f"runs from {R2}", False, False),
+        (worker(None), "runs from an unknown release", False, False),
+        (worker(uptime=2), "up for 2 s only", False, False),
+        (worker(state="STARTING"), "is STARTING", False, False),
+        (worker(state="BACKOFF"), "is BACKOFF", False, False),
+        (worker(state="EXITED"), "is EXITED", False, True),
+        (worker(state="STOPPED"), "is STOPPED", False, True),
+        (worker(state="FATAL"), "is FATAL", True, False),
+    ],
+)
+def test_one_worker_that_is_not_good_is_enough(bad, reason, final, down):
+    verdict = plan.judge([Group("g", (worker(), bad, worker()))], R1)
+    assert not verdict.ok
+    assert reason in verdict.reason
+    assert (verdict.final, verdict.down) == (final, down)
+
+
+def test_a_group_without_processes_or_with_an_error_is_not_good():
+    assert not plan.judge([Group("g")], R1).ok
+    assert plan.judge([Group("g", error="supervisor is away")], R1).final
+
+
+def test_a_host_is_up_to_date_only_with_the_same_code_the_same_venv_and_all_workers():
+    one = HostState(
+        "h",
+        {"current": R1},
+        (Release(R1, True, rev="abc", venv="v", archive="a"),),
+        ("v",),
+        (Group("g", (worker(),)),),
+    )
+    assert plan.is_up_to_date(one, "abc", "a", "v")
+    assert not plan.is_up_to_date(one, "abd", "a", "v")
+    assert not plan.is_up_to_date(one, "abc", "b", "v")
+    assert not plan.is_up_to_date(one, "abc", "a", "w")
+    for change in (
+        {"groups": (Group("g", (worker(R2),)),)},
+        {"venvs": ()},
+        {"facts": {}},
+        {"releases": (Release(R1, False, rev="abc", venv="v", archive="a"),)},
+    ):
+        assert not plan.is_up_to_date(HostState(**{**vars(one), **change}), "abc", "a", "v")
+
+
+# --- going back ------------------------------------------------------------------------------------------
+
+
+def test_a_rollback_goes_to_the_newest_good_release_before_the_current_one():
+    hosts = [state(releases=[R1, R2, R3, R4], bad=[R2], current=R3)]
+    assert plan.rollback_target(hosts) == R1
+
+
+def test_a_rollback_after_a_half_failed_deploy_goes_to_what_every_host_has():
+    hosts = [state("h1", releases=[R1, R2, R3], current=R3), state("h2", releases=[R1, R2], current=R2)]
+    assert plan.rollback_target(hosts) == R2
+
+
+@pytest.mark.parametrize(
+    ("hosts", "text"),
+    [
+        ([state(releases=[R1], current=R1)], f"no release before {R1}"),
+        ([state(releases=[R1, R2], bad=[R1], current=R2)], "no release before"),
+        ([state(releases=[R1, R2], current=R2, venvs=())], "no release before"),
+        ([state()], "nothing to roll back"),
+        (
+            [state("a", releases=[R1, R2], current=R2), state("b", releases=[R2], current=R2)],
+            "no release before",
+        ),
+    ],
+)
+def test_a_rollback_without_a_good_release_before_is_refused(hosts, text):
+    with pytest.raises(Refused, match=text):
+        plan.rollback_target(hosts)
+
+
+def test_a_rollback_to_a_release_that_a_host_lacks_names_host_and_choices():
+    hosts = [state("a", releases=[R1, R2], current=R2), state("b", releases=[R1], current=R1)]
+    assert plan.rollback_target(hosts, R1) == R1
+    with pytest.raises(Refused, match=f"b: release {R2} is not there; all hosts can go to: {R1}"):
+        plan.rollback_target(hosts, R2)
+
+
+def test_a_rollback_to_a_release_that_never_ran_well_is_refused():
+    with pytest.raises(Refused, match="was never verified"):
+        plan.rollback_target([state(releases=[R1, R2], bad=[R1], current=R2)], R1)
+
+
+# --- keeping ---------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(1, 25), unique=True, max_size=12),
+    st.sets(st.integers(1, 25)),
+    st.integers(2, 6),
+    st.data(),
+)
+def test_never_the_new_one_and_never_the_previous_one_is_removed(days, bad, keep, data):
+    names = [f"202601{day:02}T000000Z-{day:08x}" for day in sorted(days)]
+    releases = tuple(
+        Release(name, day not in bad, venv=f"v{day % 3}")
+        for name, day in zip(names, sorted(days), strict=True)
+    )
+    previous = data.draw(st.sampled_from(["", *names]))
+    new = "20260201T000000Z-ffffffff"
+    before = HostState("h", {"current": previous}, releases, ("v0", "v1", "v2", "v9", "unused"))
+    gone, venvs = plan.to_remove(before, new, "v9", previous, keep)
+    left = [release for release in releases if release.name not in gone]
+    assert previous not in gone
+    assert new not in gone
+    assert len([r for r in left if r.verified]) + 1 <= keep + 1
+    assert all(release.verified or release.name == previous for release in left)
+    good = sorted((r.name for r in releases if r.verified), reverse=True)[: keep - 1]
+    assert not set(good) & set(gone)
+    assert "unused" in venvs
+    assert "v9" not in venvs
+    assert not {release.venv for release in left} & set(venvs)
+
+
+def test_hosts_are_switched_in_batches_in_their_order():
+    assert plan.batches(["a", "b", "c"]) == [["a"], ["b"], ["c"]]
+    assert plan.batches(["a", "b", "c"], 2) == [["a", "b"], ["c"]]
+
+
+def test_disk_is_needed_for_the_venv_only_when_the_host_lacks_it():
+    assert plan.disk_needed_kb(10**6, 10**6, None) < plan.disk_needed_kb(10**6, 10**6, 0)
