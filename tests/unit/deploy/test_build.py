@@ -1,0 +1,366 @@
+"""What is built once: same inputs, same bytes; wheels for the host, not for this machine."""
+
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+
+import pytest
+
+from kestrel_stack.deploy import build
+from kestrel_stack.deploy.errors import FAILED, REFUSED, DeployError, Refused
+from kestrel_stack.deploy.plan import Target
+from support.deploy import ROOT, GitApp, git, make_wheel
+
+BOOKWORM = Target("3.11", "x86_64", "2.36")
+TRIXIE = Target("3.13", "aarch64", "2.41")
+HASH = "sha256:" + "0" * 64
+
+
+@pytest.fixture
+def app(tmp_path):
+    return GitApp(tmp_path / "repository", "examples/shop")
+
+
+def source(app, ref="HEAD", **kwargs):
+    return build.find_source(str(app.path), ref, **kwargs)
+
+
+def refused(function, *words):
+    with pytest.raises(Refused) as caught:
+        function()
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- finding ---------------------------------------------------------------------------------------------
+
+
+def test_the_application_is_found_with_its_commit_and_its_deploy_yml(app):
+    found = source(app)
+    assert found.rev == git(app.repository, "rev-parse", "HEAD")
+    assert found.prefix == "examples/shop"
+    assert found.spec.shared_directories == ("var",)
+
+
+@pytest.mark.parametrize("ref", ["nobody", "", "--help", "; touch pwned", "HEAD:examples"])
+def test_an_unknown_ref_is_refused_and_never_an_option_or_a_command(app, ref):
+    refused(lambda: source(app, ref), "unknown ref", repr(ref))
+    assert not list(app.repository.rglob("pwned"))
+
+
+def test_a_branch_with_a_hostile_name_is_only_a_name(app):
+    name = ";touch${IFS}pwned"
+    git(app.repository, "branch", name)
+    assert source(app, name).ref == name
+    assert not list(app.repository.rglob("pwned"))
+
+
+def test_what_is_deployed_is_the_commit_and_not_the_files(app):
+    app.write("deploy.yml", "keep: 9\n")
+    assert source(app, allow_dirty=True).spec.keep == 5
+
+
+def test_uncommitted_changes_are_refused_by_name(app):
+    app.write("shop/jobs.py", "changed")
+    app.write("shop/a new file.py", "new")
+    refused(lambda: source(app), "shop/jobs.py", "shop/a new file.py", "Commit them", "--allow-dirty")
+
+
+def test_changes_elsewhere_in_the_repository_do_not_matter(app):
+    (app.repository / "notes.txt").write_text("mine")
+    assert source(app)
+
+
+def test_a_folder_that_is_no_application_is_refused(app, tmp_path):
+    refused(lambda: build.find_source(str(tmp_path / "none"), "HEAD"), "no such folder")
+    (tmp_path / "plain").mkdir()
+    refused(lambda: build.find_source(str(tmp_path / "plain"), "HEAD"), "not in a git repository")
+    empty = app.repository / "empty"
+    empty.mkdir()
+    (empty / "x").touch()
+    refused(lambda: build.find_source(str(empty), "HEAD"), "empty is not in commit")
+    app.commit()
+    refused(lambda: build.find_source(str(empty), "HEAD"), "there is no deploy.yml")
+    (empty / "deploy.yml").touch()
+    refused(lambda: build.find_source(str(empty), "HEAD"), "deploy.yml is not in commit", "commit it")
+
+
+def test_a_lock_that_the_commit_lacks_is_named(app):
+    app.write("deploy.yml", "python: {requirements: lock.txt}\n")
+    app.commit()
+    refused(lambda: source(app), "names lock.txt, which is not in commit")
+
+
+# --- the archive -----------------------------------------------------------------------------------------
+
+
+def names(packed):
+    with tarfile.open(fileobj=io.BytesIO(packed)) as made:
+        return {member.name: member for member in made}
+
+
+def test_the_same_commit_gives_the_same_bytes_whenever_and_wherever(app, tmp_path):
+    first = build.build_archive(source(app), tmp_path / "cache1")
+    began = int(time.time())
+    while int(time.time()) == began:  # git archive of a tree would stamp the second
+        time.sleep(0.02)
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(app.repository), str(clone))
+    again = build.find_source(str(clone / "examples/shop"), "HEAD")
+    second = build.build_archive(again, tmp_path / "cache2")
+    assert first.path.read_bytes() == second.path.read_bytes()
+    assert first.sha256 == hashlib.sha256(first.path.read_bytes()).hexdigest()
+
+
+def test_the_archive_has_the_application_without_its_prefix_and_nothing_else(app, tmp_path):
+    app.write("bin/run", "#!/bin/sh\n").chmod(0o755)
+    (app.path / "link").symlink_to("shop/jobs.py")
+    (app.repository / "outside.txt").write_text("x")
+    app.commit()
+    archive = build.build_archive(source(app), tmp_path / "cache")
+    found = names(archive.path.read_bytes())
+    assert set(found) == {
+        "bin", "bin/run", "deploy.yml", "link", "requirements.txt", "shop", "shop/__init__.py", "shop/jobs.py",
+    }  # fmt: skip
+    assert found["bin/run"].mode == 0o755
+    assert found["shop/jobs.py"].mode == 0o644
+    assert found["link"].linkname == "shop/jobs.py"
+    assert found["shop/jobs.py"].mtime == int(git(app.repository, "log", "-1", "--format=%ct"))
+    assert archive.files_size == sum(member.size for member in found.values())
+
+
+def test_a_repository_that_is_the_application_itself_works_too(tmp_path):
+    app = GitApp(tmp_path / "repository")
+    assert "shop/jobs.py" in names(build.build_archive(source(app), tmp_path / "cache").path.read_bytes())
+
+
+@pytest.mark.parametrize("name", ["venv/x", "release.json", ".verified"])
+def test_an_application_with_a_name_that_the_deploy_writes_is_refused(app, tmp_path, name):
+    app.write(name, "x")
+    git(app.repository, "add", "-f", "-A")
+    app.commit()
+    refused(lambda: build.build_archive(source(app), tmp_path / "cache"), name.split("/")[0], "rename it")
+
+
+# --- the stack's own wheel -------------------------------------------------------------------------------
+
+
+def test_the_stack_wheel_is_the_same_bytes_each_time(app, tmp_path):
+    first = build.build_stack_wheel(source(app), cache=tmp_path / "cache1")
+    began = int(time.time())
+    while int(time.time()) // 2 == began // 2:  # a zip keeps every second second
+        time.sleep(0.05)
+    second = build.build_stack_wheel(source(app), cache=tmp_path / "cache2")
+    assert first.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(first) as wheel:
+        assert "kestrel_stack/__init__.py" in wheel.namelist()
+        assert not [name for name in wheel.namelist() if "__pycache__" in name]
+
+
+# --- reading the lock ------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_read_with_continuations_comments_markers_and_extras():
+    lock = build.read_lock(
+        f"""
+# a comment
+--index-url https://user:secret@example.com/simple
+Pillow==10.0 ; python_version < "3.12" \\
+    --hash={HASH} \\
+    --hash=sha512:{"1" * 128}   # two files
+requests[socks]==2.31.0 --hash={HASH}
+other==1.0;sys_platform=="win32" --hash={HASH}
+""",
+        "requirements.txt",
+    )
+    assert lock.for_target(BOOKWORM) == (
+        f"pillow==10.0 --hash={HASH} --hash=sha512:{'1' * 128}\nrequests[socks]==2.31.0 --hash={HASH}\n"
+    )
+    assert lock.for_target(TRIXIE) == f"requests[socks]==2.31.0 --hash={HASH}\n"
+    assert lock.index_options == ("--index-url", "https://user:secret@example.com/simple")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("requests==2.31.0", ["line 1", "requests has no hash", "--generate-hashes"]),
+        (f"requests>=2 --hash={HASH}", ["requests is not pinned with =="]),
+        (f"requests==2.* --hash={HASH}", ["requests is not pinned with =="]),
+        (f"requests --hash={HASH}", ["requests is not pinned with =="]),
+        ("requests==1 --hash=md5:abc", ["'md5:abc'"]),
+        (f"requests @ https://example.com/x.whl --hash={HASH}", ["given by URL"]),
+        ("-e .", ["-e is not supported"]),
+        ("-r other.txt", ["-r is not supported"]),
+        ("what is this", ["is not a requirement"]),
+    ],
+)
+def test_a_line_that_is_not_pinned_by_hash_is_refused_by_name(line, words):
+    refused(lambda: build.read_lock(line, "requirements.txt"), "requirements.txt", *words)
+
+
+# --- wheels ----------------------------------------------------------------------------------------------
+
+
+def locked(*wheels):
+    lines = []
+    for path in wheels:
+        name, version = path.name.split("-")[:2]
+        lines.append(f"{name}=={version} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}")
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder of wheels that pip looks into, and into nothing else."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for key in [key for key in os.environ if key.startswith("PIP_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def wheels_for(text, target, tmp_path, stack=None):
+    stack = stack or make_wheel(tmp_path / "stack", "kestrel_stack")
+    return build.build_wheels(
+        build.read_lock(text, "requirements.txt"), target, stack, "requirements.txt", tmp_path / "cache"
+    )
+
+
+def test_wheels_are_chosen_for_the_host_and_not_for_this_machine(index, tmp_path):
+    plain = make_wheel(index, "library")
+    text = locked(plain)
+    for tag in (
+        "cp313-cp313-manylinux_2_41_aarch64",
+        "cp311-cp311-manylinux_2_36_x86_64",
+        "cp313-cp313-win_amd64",
+    ):
+        name = plain.name.replace("py3-none-any", tag)
+        copy = index / name
+        copy.write_bytes(plain.read_bytes() + b"")
+    plain.unlink()
+    assert wheels_for(text, TRIXIE, tmp_path).files[0].name == (
+        "library-1.0-cp313-cp313-manylinux_2_41_aarch64.whl"
+    )
+    assert wheels_for(text, BOOKWORM, tmp_path).files[0].name == (
+        "library-1.0-cp311-cp311-manylinux_2_36_x86_64.whl"
+    )
+
+
+def test_a_wheel_for_a_newer_glibc_than_the_host_has_is_not_taken(index, tmp_path):
+    plain = make_wheel(index, "library")
+    text = locked(plain)
+    plain.rename(index / plain.name.replace("py3-none-any", "cp311-cp311-manylinux_2_39_x86_64"))
+    refused(lambda: wheels_for(text, BOOKWORM, tmp_path), "no wheel of library==1.0", "glibc 2.36")
+
+
+def test_a_package_with_a_source_distribution_only_is_named(index, tmp_path):
+    archive = index / "oldstyle-1.0.tar.gz"
+    archive.write_bytes(gzip.compress(b"x"))
+    text = f"oldstyle==1.0 --hash=sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
+    refused(
+        lambda: wheels_for(text, BOOKWORM, tmp_path),
+        "no wheel of oldstyle==1.0 for Python 3.11, x86_64, glibc 2.36",
+        "compile nothing",
+    )
+
+
+def test_a_wheel_whose_hash_differs_is_refused(index, tmp_path):
+    make_wheel(index, "library")
+    refused(
+        lambda: wheels_for(f"library==1.0 --hash={HASH}", BOOKWORM, tmp_path),
+        "library",
+        "does not match the hash",
+    )
+
+
+def test_a_lock_that_lacks_what_a_wheel_needs_is_refused_before_any_host_sees_it(index, tmp_path):
+    wheel = make_wheel(index, "library", requires=("helper>=1", "windows-only; sys_platform == 'win32'"))
+    refused(lambda: wheels_for(locked(wheel), BOOKWORM, tmp_path), "library needs helper", "not in the lock")
+    helper = make_wheel(index, "helper")
+    assert len(wheels_for(locked(wheel, helper), BOOKWORM, tmp_path).files) == 3
+
+
+def test_an_index_that_cannot_be_reached_is_a_failure_without_its_password(tmp_path, monkeypatch):
+    for key in [key for key in os.environ if key.startswith("PIP_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    text = f"--index-url http://user:secret@127.0.0.1:9/simple\nlibrary==1.0 --hash={HASH}"
+    with pytest.raises(DeployError) as caught:
+        wheels_for(text, BOOKWORM, tmp_path)
+    assert caught.value.code in (REFUSED, FAILED)
+    assert "secret" not in str(caught.value)
+
+
+def test_wheels_come_from_the_cache_the_second_time(index, tmp_path):
+    wheel = make_wheel(index, "library")
+    text = locked(wheel)
+    first = wheels_for(text, BOOKWORM, tmp_path)
+    wheel.unlink()
+    assert wheels_for(text, BOOKWORM, tmp_path) == first
+
+
+def test_a_venv_is_named_by_lock_wheels_python_and_machine(index, tmp_path):
+    one, two = make_wheel(index, "one"), make_wheel(index, "two")
+    stack = make_wheel(tmp_path / "stack", "kestrel_stack")
+    newer = make_wheel(tmp_path / "newer", "kestrel_stack", requires=("nothing; extra == 'x'",))
+    keys = {
+        wheels_for(locked(one), BOOKWORM, tmp_path, stack).key,
+        wheels_for(locked(one, two), BOOKWORM, tmp_path, stack).key,
+        wheels_for(locked(one), TRIXIE, tmp_path, stack).key,
+        wheels_for(locked(one), Target("3.11", "aarch64", "2.36"), tmp_path, stack).key,
+        wheels_for(locked(one), BOOKWORM, tmp_path, newer).key,
+    }
+    assert len(keys) == 5
+    assert wheels_for(locked(two, one), BOOKWORM, tmp_path, stack).key in keys
+
+
+def test_the_bundle_has_wheels_only_for_a_host_that_lacks_the_venv(app, index, tmp_path):
+    archive = build.build_archive(source(app), tmp_path / "cache")
+    wheels = wheels_for(locked(make_wheel(index, "one")), BOOKWORM, tmp_path)
+    small = build.build_bundle(archive, wheels, with_wheels=False, cache=tmp_path / "cache")
+    large = build.build_bundle(archive, wheels, with_wheels=True, cache=tmp_path / "cache")
+    assert set(names(small.path.read_bytes())) == {"app.tar.gz"}
+    assert set(names(large.path.read_bytes())) == {
+        "app.tar.gz", "requirements.txt", "wheels/one-1.0-py3-none-any.whl", f"wheels/{wheels.stack_wheel}",
+    }  # fmt: skip
+    again = build.build_bundle(archive, wheels, with_wheels=True, cache=tmp_path / "cache2")
+    assert again.path.read_bytes() == large.path.read_bytes()
+
+
+def test_platform_tags_begin_with_the_hosts_own_glibc_and_end_with_the_oldest():
+    tags = build.platform_tags(BOOKWORM)
+    assert tags[0] == "manylinux_2_36_x86_64"
+    assert {"manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64"} <= set(tags)
+    assert not [tag for tag in build.platform_tags(TRIXIE) if "x86" in tag or "2_5_" in tag]
+
+
+def test_the_wheel_installs_and_imports_with_nothing_else(app, tmp_path):
+    wheel = build.build_stack_wheel(source(app), cache=tmp_path / "cache")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    with zipfile.ZipFile(wheel) as archive:
+        site = next((tmp_path / "venv" / "lib").iterdir()) / "site-packages"
+        archive.extractall(site)
+    done = subprocess.run(
+        [
+            tmp_path / "venv" / "bin" / "python",
+            "-I",
+            "-c",
+            "import kestrel_stack.consumer, kestrel_stack.queue",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ROOT not in wheel.parents
