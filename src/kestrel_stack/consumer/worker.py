@@ -21,8 +21,8 @@ from kestrel_stack.queue.errors import (
 from kestrel_stack.queue.interface import JobQueue, Reservation
 from kestrel_stack.queue.servers import Backoff, Server
 
-WAIT = 1.0
-"""Seconds that a server is asked to wait for an item, shared by several servers; TERM waits as long."""
+WAIT = 0.25
+"""Seconds that a server is asked to wait for an item. TERM is heeded after as long."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Worker:
         """Confirm the last item and take the next; None when there is none or no server answers."""
         done, self._unconfirmed = self._unconfirmed, None
         try:
-            reservation = self._queue.reserve(WAIT / min(self._queue.server_count, 4), done)
+            reservation = self._queue.reserve(WAIT, done)
         except ReservationLost as exc:
             self._log.warning("job may be delivered again", error=exc)
             return None

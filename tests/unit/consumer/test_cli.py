@@ -1,0 +1,129 @@
+import json
+
+import pytest
+
+from kestrel_stack.consumer.cli import main, plan, process_number
+from kestrel_stack.queue.servers import Server
+
+DIRECT = ["--queue", "mail", "--app", "shop.jobs:registry", "--servers", "127.0.0.1:1", "--namespace", "shop"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "shop.json"
+    mail = {"name": "mail", "max_jobs": 7, "job_timeout": 9, "rate_limit": "5/s"}
+    path.write_text(
+        json.dumps(
+            {
+                "app": "shop",
+                "namespace": "shop",
+                "environment": "lab",
+                "servers": ["10.0.0.1:22133"],
+                "queues": [mail, {"name": "legacy", "language": "php"}],
+            }
+        )
+    )
+    return path
+
+
+def test_the_settings_file_says_what_the_flags_do_not(config):
+    planned = plan(["--queue", "mail", "--app", "a.b:c", "--config", str(config)], {})
+    assert (planned.queue, planned.servers, planned.environment) == (
+        "shop_mail",
+        (Server("10.0.0.1"),),
+        "lab",
+    )
+    limits = planned.limits
+    assert (limits.jobs, limits.job_timeout, limits.rate, limits.time, limits.memory) == (
+        7,
+        9,
+        5.0,
+        None,
+        None,
+    )
+
+
+def test_flags_override_the_settings_file(config):
+    flags = (
+        "--servers a:1,b:2 --namespace other --env test --max-jobs 3 --job-timeout 2.5 "
+        "--rate 0.5/s --max-time 30 --max-memory 200 --once --debug"
+    )
+    planned = plan(["--queue", "mail", "--app", "a:b", "--config", str(config), *flags.split()], {})
+    assert (planned.queue, planned.environment, planned.debug) == ("other_mail", "test", True)
+    assert planned.servers == (Server("a", 1), Server("b", 2))
+    limits = planned.limits
+    assert (limits.jobs, limits.job_timeout, limits.rate, limits.time, limits.memory, limits.once) == (
+        *(3, 2.5, 0.5, 30, 200_000_000),
+        True,
+    )
+
+
+def test_no_settings_file_is_needed_when_the_flags_say_all():
+    planned = plan(DIRECT, {})
+    assert planned.queue == "shop_mail"
+    assert (planned.limits.jobs, planned.limits.job_timeout) == (1000, 60)
+
+
+def test_supervisors_process_name_gives_the_number():
+    assert process_number({"SUPERVISOR_PROCESS_NAME": "shop_mail_03"}) == 3
+    assert process_number({"SUPERVISOR_PROCESS_NAME": "shop"}) == 0
+    assert process_number({}) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--queue, --app"),
+        ([*DIRECT, "--max-job", "5"], "unrecognized arguments: --max-job"),
+        ([*DIRECT, "--max-jobs", "0"], "--max-jobs: '0' is not a whole number from 1 on"),
+        ([*DIRECT, "--max-jobs", "many"], "--max-jobs: 'many'"),
+        ([*DIRECT, "--max-jobs"], "--max-jobs: expected one argument"),
+        ([*DIRECT, "--max-memory", "1.5"], "--max-memory: '1.5'"),
+        ([*DIRECT, "--max-time", "-1"], "--max-time"),
+        ([*DIRECT, "--max-time", "nan"], "--max-time: 'nan'"),
+        ([*DIRECT, "--job-timeout", "0"], "--job-timeout: '0' is not a number of seconds above 0"),
+        (
+            [*DIRECT, "--rate", "5"],
+            "--rate: '5' is not a rate; write jobs per second above 0, for example 50/s",
+        ),
+        ([*DIRECT, "--queue", "a/b"], "queue name 'a/b' may hold only"),
+        ([*DIRECT, "--queue", "a_errors"], "that the stack makes itself"),
+        ([*DIRECT, "--namespace", "a b"], "namespace 'a b' may hold only"),
+        ([*DIRECT, "--servers", "x:y"], "'x:y' is not a server"),
+        ([*DIRECT, "--app", "shop.jobs"], "--app 'shop.jobs' is not MODULE:REGISTRY"),
+        ([*DIRECT, "--app", "../shop:x"], "--app '../shop:x' is not MODULE:REGISTRY"),
+        ([*DIRECT, "--app", "shop.jobs:a.b"], "is not MODULE:REGISTRY"),
+        ([*DIRECT, "--config", "/nonexistent.json"], "/nonexistent.json does not exist"),
+        (
+            ["--queue", "mail", "--app", "a:b", "--config", "/nonexistent.json"],
+            "/nonexistent.json does not exist",
+        ),
+    ],
+)
+def test_wrong_flags_end_with_one_line_and_status_78(arguments, said, capsys):
+    assert main(arguments, {}) == 78
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("consumer: ")
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_a_queue_that_is_not_configured_is_refused_with_those_that_are(config, capsys):
+    assert main(["--queue", "nope", "--app", "a:b", "--config", str(config)], {}) == 78
+    assert "'nope' is not configured" in (err := capsys.readouterr().err)
+    assert "configured: legacy, mail" in err
+
+
+def test_a_queue_of_another_language_is_refused(config, capsys):
+    assert main(["--queue", "legacy", "--app", "a:b", "--config", str(config)], {}) == 78
+    assert "legacy is for php workers" in capsys.readouterr().err
+
+
+def test_help_names_the_signals_and_hides_what_only_tests_need(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"], {})
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "HUP" in text
+    assert "min-uptime" not in text
