@@ -135,7 +135,7 @@ check_engine() {
         fi
     else
         if client=$(docker_client); then
-            reason=$("$client" info 2>&1 >/dev/null | grep -v '^WARNING' | tail -n 1)
+            reason=$("$client" info 2>&1 >/dev/null | grep -v '^WARNING' | tail -n 1) || true
             if [[ -n ${DOCKER_HOST:-} ]]; then
                 fail "no Docker engine answers at DOCKER_HOST=$DOCKER_HOST: ${reason:-no reason given}; correct or unset DOCKER_HOST"
             fi

@@ -365,7 +365,9 @@ def down(env: str | None, *, everything: bool) -> int:
 
 
 def _labs_of_checkout() -> list[Lab]:
-    """Return the labs that ``bin/up`` makes, and whatever other inventory has containers; not those of real hosts."""
+    """Return the labs that ``bin/up`` makes, and inventories with containers; not those of real hosts."""
     folder = CHECKOUT / "ansible" / "inventories"
     made = {path.parent.name for path in folder.glob(f"*/{inventory.GENERATED}")}
-    return [lab_of(name) for name in sorted({"lab", "single"} | made) if (folder / name / "hosts.yml").is_file()]
+    return [
+        lab_of(name) for name in sorted({"lab", "single"} | made) if (folder / name / "hosts.yml").is_file()
+    ]

@@ -27,7 +27,7 @@ def test_in_a_pipe_a_detail_is_a_line_of_its_own() -> None:
     out = io.StringIO()
     with progress.step("Roles", out) as at:
         at.detail("kestrel")
-    assert [line.strip() for line in out.getvalue().splitlines()][0] == "kestrel"
+    assert out.getvalue().splitlines()[0].strip() == "kestrel"
 
 
 @pytest.mark.parametrize(("error", "word"), [(ValueError, "failed"), (KeyboardInterrupt, "interrupted")])

@@ -1,0 +1,397 @@
+"""bin/* on machines that lack things: the real scripts, with a PATH of stand-ins."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Debian's minimal install, as far as the scripts use it.
+MINIMAL = (
+    *(
+        "bash",
+        "env",
+        "dirname",
+        "basename",
+        "sha256sum",
+        "cut",
+        "cat",
+        "cp",
+        "grep",
+        "tail",
+        "head",
+        "sed",
+        "mkdir",
+    ),
+    *(
+        "rm",
+        "mv",
+        "ls",
+        "mktemp",
+        "flock",
+        "sleep",
+        "timeout",
+        "tee",
+        "uname",
+        "date",
+        "sort",
+        "tr",
+        "wc",
+        "touch",
+    ),
+)
+
+
+class Machine:
+    """A checkout with the real scripts, and a PATH made of nothing but what a test puts there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkout = folder / "checkout"
+        self.path = folder / "path"
+        self.calls = folder / "calls"
+        self.path.mkdir(parents=True)
+        for name in MINIMAL:
+            found = shutil.which(name)
+            if found:
+                (self.path / name).symlink_to(found)
+        shutil.copytree(ROOT / "bin", self.checkout / "bin")
+        (self.checkout / "requirements").mkdir()
+        (self.checkout / "requirements" / "controller.txt").write_text("# nothing\n")
+        self.environment = {
+            "PATH": str(self.path),
+            "HOME": str(folder),
+            "KESTREL_STACK_DOCKER": "stand-in-docker",
+            "CALLS": str(self.calls),
+            "LANG": "C.UTF-8",
+        }
+
+    def has(self, name: str, script: str = "exit 0") -> None:
+        """Put a program on PATH that notes its call and runs a shell script."""
+        program = self.path / name
+        program.unlink(missing_ok=True)
+        program.write_text(f'#!/bin/bash\necho "{name} $*" >>"$CALLS"\n{script}\n')
+        program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+
+    def lacks(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def called(self, start: str) -> list[str]:
+        if not self.calls.exists():
+            return []
+        return [line for line in self.calls.read_text().splitlines() if line.startswith(start)]
+
+    def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.checkout / command[0]), *command[1:]],
+            env={**self.environment, **more},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def changed_nothing(self) -> bool:
+        return not (self.checkout / ".lab").exists() and not (self.checkout / ".venv").exists()
+
+
+# A Python that makes a folder for a venv, and whose pip and lab do nothing but note that they were called.
+WORKING_PYTHON = """
+case "$*" in
+    *version_info*) echo 3.12 ;;
+    *platform*) echo "3.12.1 /usr" ;;
+    "-m venv "*) mkdir -p "$3/bin"; echo home=/usr >"$3/pyvenv.cfg"; cp "$0" "$3/bin/python" ;;
+    "-m pip "*) eval "$PIP_DOES" ;;
+    "-m kestrel_stack.lab "*) echo "took over: $*" ;;
+    *) echo "not a call that these tests expect: $*" >&2; exit 99 ;;
+esac
+"""
+ANSWERING = 'case "$1" in info | image | images) echo yes ;; esac'
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """A machine that has everything and is root."""
+    made = Machine(tmp_path)
+    made.has("id", "echo 0")
+    made.has("python3", WORKING_PYTHON)
+    for name in ("git", "ssh", "ssh-keygen", "mmdebstrap", "apt-get"):
+        made.has(name)
+    made.has("stand-in-docker", ANSWERING)
+    made.has("dockerd")
+    return made
+
+
+def test_a_machine_that_has_everything_is_asked_nothing_and_goes_on(machine: Machine) -> None:
+    done = machine.run("bin/up")
+    assert done.returncode == 0, done.stderr
+    assert "took over: -m kestrel_stack.lab up --env lab --suite bookworm" in done.stdout
+    assert machine.called("apt-get") == []
+
+
+@pytest.mark.parametrize(
+    ("lacking", "package"),
+    [
+        ("git", "git"),
+        ("ssh", "openssh-client"),
+        ("ssh-keygen", "openssh-client"),
+        ("stand-in-docker", "docker.io"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_command_and_nothing_is_changed(
+    machine: Machine, lacking: str, package: str
+) -> None:
+    machine.lacks(lacking)
+    done = machine.run("bin/up")
+    assert done.returncode == 1
+    assert f"apt-get install -y --no-install-recommends {package}" in done.stderr
+    assert "--yes" in done.stderr
+    assert machine.called("apt-get") == []
+    assert machine.changed_nothing()
+
+
+def test_everything_missing_is_named_at_once(machine: Machine) -> None:
+    for name in ("python3", "git", "ssh", "stand-in-docker", "mmdebstrap"):
+        machine.lacks(name)
+    done = machine.run("bin/up")
+    line = next(line for line in done.stderr.splitlines() if "apt-get install" in line)
+    for package in ("python3 ", "python3-venv", "git", "openssh-client", "docker.io", "mmdebstrap"):
+        assert package in line + " "
+    assert machine.changed_nothing()
+
+
+def test_yes_installs_exactly_what_is_missing(machine: Machine) -> None:
+    machine.lacks("git")
+    done = machine.run("bin/up", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert machine.called("apt-get install") == ["apt-get install -q -y --no-install-recommends git"]
+
+
+def test_continuous_integration_is_not_asked(machine: Machine) -> None:
+    machine.lacks("git")
+    assert machine.run("bin/up", CI="true").returncode == 0
+    assert len(machine.called("apt-get install")) == 1
+
+
+def test_a_failed_installation_shows_its_end_and_stops(machine: Machine) -> None:
+    machine.lacks("git")
+    machine.has("apt-get", '[[ $1 == update ]] || { echo "E: no space left on device" >&2; exit 100; }')
+    done = machine.run("bin/up", "--yes")
+    assert done.returncode == 1
+    assert "E: no space left on device" in done.stderr
+    assert "took over" not in done.stdout
+    assert not (machine.checkout / ".venv").exists()
+
+
+def test_without_root_the_command_has_sudo(machine: Machine) -> None:
+    machine.has("id", 'case "$1" in -u) echo 1000 ;; -un) echo ada ;; esac')
+    machine.has("sudo")
+    machine.lacks("git")
+    done = machine.run("bin/up")
+    assert done.returncode == 1
+    assert "sudo apt-get update && sudo apt-get install -y --no-install-recommends git" in done.stderr
+
+
+def test_no_docker_and_no_root_is_one_line_and_nothing_is_done(machine: Machine) -> None:
+    machine.has("id", 'case "$1" in -u) echo 1000 ;; -un) echo ada ;; esac')
+    machine.lacks("stand-in-docker")
+    done = machine.run("bin/up", "--yes")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "docker.io" in done.stderr
+    assert "root" in done.stderr
+    assert machine.changed_nothing()
+
+
+def test_an_engine_that_the_user_may_not_use_is_named_with_the_way_out(machine: Machine) -> None:
+    machine.has("id", 'case "$1" in -u) echo 1000 ;; -un) echo ada ;; esac')
+    machine.has("stand-in-docker", 'echo "Got permission denied while trying to connect" >&2; exit 1')
+    done = machine.run("bin/up", "--yes")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "bin/up: user ada may not use the Docker engine: "
+        "run 'sudo usermod -aG docker ada', log in again, run bin/up again"
+    ]
+
+
+def test_an_engine_elsewhere_that_does_not_answer_is_named(machine: Machine) -> None:
+    machine.has("stand-in-docker", 'echo "Cannot connect" >&2; exit 1')
+    done = machine.run("bin/up", "--yes", DOCKER_HOST="tcp://192.0.2.1:2375")
+    assert done.returncode == 1
+    assert "DOCKER_HOST=tcp://192.0.2.1:2375" in done.stderr
+    assert machine.changed_nothing()
+
+
+def test_the_bootstrap_tool_is_not_asked_for_when_the_base_can_be_pulled(machine: Machine) -> None:
+    machine.lacks("mmdebstrap")
+    machine.has("stand-in-docker", "[[ $1 == info || $1 == manifest ]] || exit 1")
+    (machine.path / "timeout").unlink()
+    machine.has("timeout", 'shift; exec "$@"')
+    assert machine.run("bin/up").returncode == 0
+    machine.has("stand-in-docker", "[[ $1 == info ]] || exit 1")
+    done = machine.run("bin/up")
+    assert done.returncode == 1
+    assert "mmdebstrap" in done.stderr
+
+
+def test_a_python_that_is_too_old_is_refused_by_its_version(machine: Machine) -> None:
+    machine.has("python3", 'case "$*" in *version_info*) echo 3.9 ;; *) echo 3.9.2 ;; esac')
+    done = machine.run("bin/up", "--yes")
+    assert done.returncode == 1
+    assert "found python3 3.9.2" in done.stderr
+    assert machine.changed_nothing()
+
+
+def test_another_python_beside_one_that_is_too_new_is_used(machine: Machine) -> None:
+    shutil.move(machine.path / "python3", machine.path / "python3.12")
+    machine.has("python3", 'case "$*" in *version_info*) echo 3.14 ;; *) exit 1 ;; esac')
+    done = machine.run("bin/up")
+    assert done.returncode == 0, done.stderr
+    assert "(Python 3.12)" in done.stdout
+
+
+def test_a_python_whose_venv_does_not_work_needs_its_package(machine: Machine) -> None:
+    machine.has("python3", WORKING_PYTHON.replace('mkdir -p "$3/bin"', "exit 1"))
+    done = machine.run("bin/up")
+    assert done.returncode == 1
+    assert "--no-install-recommends python3-venv" in done.stderr
+
+
+def test_the_second_run_makes_no_environment(machine: Machine) -> None:
+    machine.run("bin/up")
+    first = len(machine.called("python3 -m venv"))
+    assert machine.run("bin/up").returncode == 0
+    assert len(machine.called("python3 -m venv")) == first
+
+
+def test_only_the_pinned_set_with_hashes_is_installed_and_then_the_checkout_alone(machine: Machine) -> None:
+    machine.run("bin/up")
+    pip = machine.called("python3 -m pip")
+    assert len(pip) == 2
+    assert "--require-hashes" in pip[0]
+    assert "--no-deps" in pip[0]
+    assert "--no-deps --no-build-isolation" in pip[1]
+
+
+def test_an_interrupted_installation_is_not_believed(machine: Machine) -> None:
+    done = machine.run("bin/up", PIP_DOES="echo 'ERROR: connection broken'; exit 1")
+    assert done.returncode == 1
+    assert "connection broken" in done.stderr
+    assert (machine.checkout / ".venv").exists()
+    assert machine.run("bin/up").returncode == 0
+    assert (machine.checkout / ".venv" / ".kestrel-stack-stamp").exists()
+
+
+def test_a_changed_lock_makes_the_environment_anew(machine: Machine) -> None:
+    machine.run("bin/up")
+    (machine.checkout / ".venv" / "left-over").touch()
+    (machine.checkout / "requirements" / "controller.txt").write_text("# another\n")
+    assert machine.run("bin/up").returncode == 0
+    assert not (machine.checkout / ".venv" / "left-over").exists()
+
+
+def test_a_folder_that_is_no_environment_is_never_removed(machine: Machine) -> None:
+    precious = machine.checkout.parent / "precious"
+    precious.mkdir()
+    (precious / "thesis").touch()
+    done = machine.run("bin/up", KESTREL_STACK_VENV=str(precious))
+    assert done.returncode == 1
+    assert "is not a virtual environment" in done.stderr
+    assert (precious / "thesis").exists()
+
+
+def test_two_at_once_make_one_environment(machine: Machine) -> None:
+    gate = machine.checkout.parent / "gate"
+    pip_does = f"touch {gate}.entered; while [[ ! -e {gate} ]]; do sleep 0.05; done"
+    command = [str(machine.checkout / "bin" / "up")]
+    environment = {**machine.environment, "PIP_DOES": pip_does}
+    started: list[subprocess.Popen[str]] = []
+    for _ in range(2):
+        started.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        if len(started) == 1:
+            wait_for(Path(f"{gate}.entered").exists)
+    assert started[1].stdout is not None
+    waiting = started[1].stdout.readline()
+    gate.touch()
+    outputs = [process.communicate(timeout=30) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert "waiting for another bin/*" in waiting
+    assert len(machine.called("python3 -m venv " + str(machine.checkout))) == 1
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("answer", "installs"), [("y", True), ("n", False), ("", False)])
+def test_on_a_terminal_the_question_is_asked_and_only_yes_installs(
+    machine: Machine, answer: str, installs: bool
+) -> None:
+    machine.lacks("git")
+    controller, terminal = pty.openpty()
+    try:
+        os.write(controller, f"{answer}\n".encode())
+        done = subprocess.run(
+            [str(machine.checkout / "bin" / "up")],
+            env=machine.environment,
+            stdin=terminal,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(controller)
+        os.close(terminal)
+    assert bool(machine.called("apt-get install")) is installs
+    assert (done.returncode == 0) is installs
+    if not installs:
+        assert "nothing was changed" in done.stderr
+        assert machine.changed_nothing()
+
+
+@pytest.mark.parametrize(
+    ("command", "named", "code"),
+    [
+        (("bin/up", "--wrong"), "--wrong", 2),
+        (("bin/up", "--env"), "--env needs a value", 2),
+        (("bin/up", "--env", "production"), "--env production", 1),
+        (("bin/up", "--suite", "buster"), "--suite buster", 1),
+        (("bin/down", "--wrong"), "--wrong", 2),
+        (("bin/test", "--wrong"), "--wrong", 2),
+        (("bin/test", "--only"), "--only needs a stage", 2),
+    ],
+)
+def test_wrong_usage_is_one_line_before_anything_is_changed(
+    machine: Machine, command: tuple[str, ...], named: str, code: int
+) -> None:
+    done = machine.run(*command)
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == 1
+    assert named in done.stderr
+    assert machine.changed_nothing()
+
+
+def test_down_on_a_fresh_checkout_says_that_nothing_is_there_and_prepares_nothing(machine: Machine) -> None:
+    machine.has("stand-in-docker", "[[ $1 == ps ]] || exit 1")
+    done = machine.run("bin/down")
+    assert (done.returncode, done.stdout) == (0, "nothing is there\n")
+    assert machine.changed_nothing()
