@@ -118,6 +118,15 @@ def test_term_ends_a_worker_whose_child_never_starts(app, broker):
         assert worker.end(signal.SIGTERM) == 0
 
 
+def test_term_ends_a_worker_whose_application_hangs_at_import(app, broker):
+    (app.folder / "hangs.py").write_text(
+        "import jobs_app\njobs_app.note('begun', 1)\njobs_app.wait_for('go')\n"
+    )
+    with WorkerProcess(app, broker.address, app_name="hangs:registry") as worker:
+        app.wait_for("begun")
+        assert worker.end(signal.SIGTERM) == 0
+
+
 def test_an_application_that_breaks_while_the_worker_runs_gives_its_job_back(app, broker):
     with producer(broker) as send, WorkerProcess(app, broker.address) as worker:
         send.enqueue("Note", queue="work")

@@ -82,7 +82,8 @@ class Runner:
     def start(self) -> None:
         """Start a child and wait until it has imported the application.
 
-        Raises `UnusableApp`, or `ChildFailed` when it died or took longer than its time.
+        Raises `UnusableApp`, or `ChildFailed` when it died, took longer than its time, or the worker was told
+        to stop meanwhile.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -110,14 +111,16 @@ class Runner:
         self._decoder = frames.Decoder()
         self._inbox = []
         self._broken = None
-        message = self._wait(time.monotonic() + self._start_timeout)
+        deadline = time.monotonic() + self._start_timeout
+        message = self._wait(deadline, give_up=lambda: self._signals.stop is not None)
         if message is not None and message.get("type") == "ready":
             self.jobs = list(message["jobs"])
             return
         if message is not None:
             self.kill()
             raise UnusableApp(message.get("message", "unknown"), message.get("stack", ""))
-        ending = self._ending() or f"it was not ready after {self._start_timeout:g} s"
+        late = f"it was not ready after {self._start_timeout:g} s"
+        ending = self._ending() or self._broken or self._signals.stop or late
         self.kill()
         raise ChildFailed(ending)
 
@@ -207,8 +210,9 @@ class Runner:
         deadline: float,
         watch: Callable[[], int | None] = lambda: None,
         on_event: Callable[[], None] = lambda: None,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
-        """Return the child's next answer; None when it died or sent nonsense, or the time is over."""
+        """Return the child's next answer; None when it died, sent nonsense, or the time is over."""
         silent_since: float | None = None
         while True:
             # Looked at before its messages: what it sent before it died is then complete.
@@ -222,7 +226,7 @@ class Runner:
             left = deadline - time.monotonic()
             if left <= 0 and silent_since is not None and not ended:
                 self._broken = "it closed its connection to the worker"
-            if ended or self._broken is not None or left <= 0:
+            if ended or self._broken is not None or left <= 0 or give_up():
                 return None
             self._poll(left, watch(), on_event)
 
