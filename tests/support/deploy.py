@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FAB = Path(sys.executable).with_name("fab")
 
 JOBS = """
+from pathlib import Path
+
 from kestrel_stack.consumer.registry import Registry
 
 registry = Registry()
@@ -22,7 +24,7 @@ registry = Registry()
 
 @registry.job("HelloWorld")
 def hello(data, context):
-    context.log.info("VERSION")
+    Path("var", "done").write_text("VERSION")
 """
 DEPLOY_YML = """
 python: {requirements: requirements.txt}
@@ -66,6 +68,10 @@ class GitApp:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         return path
+
+    @property
+    def commit_id(self) -> str:
+        return git(self.repository, "rev-parse", "HEAD")
 
     def commit(self, message: str = "change") -> str:
         git(self.repository, "add", "-A")

@@ -28,6 +28,8 @@ from .errors import Cancelled, HostError, Refused
 
 CONNECT_TIMEOUT = 10
 """Seconds for a connection to come up."""
+RETRY_FOR = 3
+"""Seconds within which a refused or dropped connection is tried again."""
 SILENCE = 30
 """Seconds without an answer to a keepalive, after which a host counts as lost."""
 KEEPALIVE = 10
@@ -382,12 +384,13 @@ def _connect(connection: fabric.Connection) -> None:
         gateway.connect_timeout = gateway.connect_timeout or CONNECT_TIMEOUT
         _check_host_keys(gateway)
     _check_host_keys(connection)
-    connection.connect_kwargs.setdefault("banner_timeout", 2 * CONNECT_TIMEOUT)
+    connection.connect_kwargs.setdefault("banner_timeout", CONNECT_TIMEOUT)
     connection.connect_kwargs.setdefault("auth_timeout", 2 * CONNECT_TIMEOUT)
     if connection.ssh_config.get("identitiesonly", "no").lower() == "yes":
         connection.connect_kwargs.setdefault("allow_agent", False)
         connection.connect_kwargs.setdefault("look_for_keys", False)
-    for pause in (0.5, 1.5, None):
+    began = time.monotonic()
+    while True:
         try:
             connection.open()
             return
@@ -396,9 +399,9 @@ def _connect(connection: fabric.Connection) -> None:
         except (OSError, EOFError, paramiko.SSHException):
             # sshd drops connections when many come at once, and a host may be just booting.
             connection.client.close()
-            if pause is None:
+            if time.monotonic() - began > RETRY_FOR:
                 raise
-            time.sleep(pause)
+            time.sleep(0.5)
 
 
 def _check_host_keys(connection: fabric.Connection) -> None:

@@ -127,7 +127,8 @@ def test_the_archive_has_the_application_without_its_prefix_and_nothing_else(app
     archive = build.build_archive(source(app), tmp_path / "cache")
     found = names(archive.path.read_bytes())
     assert set(found) == {
-        "bin", "bin/run", "deploy.yml", "link", "requirements.txt", "shop", "shop/__init__.py", "shop/jobs.py",
+        "bin", "bin/run", "deploy.yml", "link", "requirements.txt",
+        "shop", "shop/__init__.py", "shop/jobs.py",
     }  # fmt: skip
     assert found["bin/run"].mode == 0o755
     assert found["shop/jobs.py"].mode == 0o644
