@@ -1,6 +1,11 @@
 """What was acknowledged survives, exactly once, whatever happens to the broker or its clients."""
 
 import collections
+import contextlib
+import os
+import signal
+import socket
+import struct
 import threading
 from pathlib import Path
 
@@ -199,16 +204,48 @@ def resident_bytes(pid: int) -> int:
 
 
 def test_a_waiting_read_whose_client_has_just_gone_never_swallows_the_item(broker):
-    """Hang up and store at once: the broker has not yet read the hang-up when the item comes."""
+    """The broker finds the item before it finds the hang-up: it is stopped while both arrive."""
     with broker.connect() as producer:
-        for number in range(100):
+        for number in range(20):
             waiting = broker.connect()
             waiting.send(b"get jobs/t=600000\r\n")
             wait_until(lambda: broker.stats("jobs")["waiters"] == 1, "the read to wait")
-            waiting.close()
-            producer.set("jobs", b"%d" % number)
-            assert producer.get("jobs") == b"%d" % number
+            with stopped(broker):
+                producer.send(b"set jobs 0 0 2\r\n%02d\r\n" % number)
+                waiting.close()
+            producer.expect(b"STORED\r\n")
+            assert producer.get("jobs") == b"%02d" % number
             wait_until(lambda: broker.stats("jobs")["waiters"] == 0, "the waiting read to be forgotten")
+
+
+@contextlib.contextmanager
+def stopped(broker):
+    """Hold the broker as a busy machine might."""
+    state = Path(f"/proc/{broker.pid}/stat")
+    os.kill(broker.pid, signal.SIGSTOP)
+    wait_until(lambda: state.read_text().rsplit(")", 1)[1].split()[0] == "T", "the broker to hold")
+    yield
+    os.kill(broker.pid, signal.SIGCONT)
+
+
+def test_a_reset_connection_returns_its_open_read(broker):
+    with broker.connect() as other:
+        client = broker.connect()
+        client.set("jobs", b"1")
+        assert client.get("jobs/open") == b"1"
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        assert other.get("jobs/t=20000") == b"1"
+
+
+def test_a_client_that_hangs_up_without_reading_its_replies_returns_its_open_read(broker):
+    with broker.connect() as other, broker.connect() as deaf:
+        other.set("big", b"x" * 1_000_000)
+        other.set("jobs", b"1")
+        assert deaf.get("jobs/open") == b"1"
+        deaf.send(b"get big/peek\r\n" * 100)
+        deaf.sock.shutdown(socket.SHUT_WR)
+        assert other.get("jobs/t=20000") == b"1"
 
 
 def test_a_second_broker_on_the_same_folder_is_refused_and_the_first_goes_on(broker, tmp_path):
