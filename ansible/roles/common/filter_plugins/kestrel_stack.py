@@ -52,7 +52,8 @@ _HOST = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\Z"
 )
 _RESERVED_QUEUE = re.compile(r".*_(errors|retry_[0-9]+|ping_.*)\Z")
-_RATE = re.compile(r"[1-9][0-9]*/(s|m|h)\Z")
+_ENVIRONMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_RATE = re.compile(r"(?=[0-9.]*[1-9])[0-9]+(\.[0-9]+)?/s\Z")
 _AGE = re.compile(r"[1-9][0-9]*(s|m|h)\Z")
 _KEY = re.compile(
     r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com)"
@@ -61,8 +62,8 @@ _KEY = re.compile(
 _REGISTRY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+def _nearest(name: str, known: Iterable[str], cutoff: float = 0.75) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
     return f": did you mean {close[0]}?" if close else ""
 
 
@@ -83,7 +84,7 @@ def unknown_variables(names: Iterable[str], known: Iterable[str]) -> list[str]:
     """Say which of `names`, all of which carry one of our prefixes, no role knows."""
     known = set(known)
     return [
-        f"unknown variable {name}{_nearest(name, known) or ': no role here reads it, remove it'}"
+        f"unknown variable {name}{_nearest(name, known, 0.87) or ': no role here reads it, remove it'}"
         for name in sorted(set(names) - known)
     ]
 
@@ -119,6 +120,13 @@ def namespace_problems(namespace: Any) -> list[str]:
     if _NAME.match(str(namespace)):
         return []
     return [f"kestrel_stack_namespace {namespace!s} is not legal: use A-Z, a-z, 0-9, _ and - only"]
+
+
+def environment_problems(environment: Any) -> list[str]:
+    """Say what is wrong with kestrel_stack_environment."""
+    if _ENVIRONMENT.match(str(environment)):
+        return []
+    return [f"kestrel_stack_environment {str(environment)!r} is not legal: use one word, like production"]
 
 
 def user_problems(user: Any, variable: str, taken: Sequence[str] = ()) -> list[str]:
@@ -172,9 +180,7 @@ def _queue_problems(where: str, queue: Mapping[str, Any], namespace: str) -> lis
             f"{where}: max_items {queue['max_items']!s} must be a whole number of at least 1, or left out"
         )
     if queue["rate_limit"] is not None and not _RATE.match(str(queue["rate_limit"])):
-        problems.append(
-            f"{where}: rate_limit {queue['rate_limit']!s} must look like 50/s, 50/m or 50/h, or be left out"
-        )
+        problems.append(f"{where}: rate_limit {queue['rate_limit']!s} must look like 50/s, or be left out")
     alert = queue["alert"]
     if not isinstance(alert, Mapping):
         return [*problems, f"{where}: alert must be a mapping like {{backlog: 1000, age: 60s}}"]
@@ -353,6 +359,7 @@ class FilterModule:
             "kestrel_stack_platform_problems": platform_problems,
             "kestrel_stack_app_problems": app_problems,
             "kestrel_stack_namespace_problems": namespace_problems,
+            "kestrel_stack_environment_problems": environment_problems,
             "kestrel_stack_user_problems": user_problems,
             "kestrel_stack_queue_problems": queue_problems,
             "kestrel_stack_complete_queues": complete_queues,

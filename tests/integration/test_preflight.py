@@ -1,0 +1,281 @@
+"""Bad inventories are refused by ansible-playbook itself: by name, in one line, before anything is changed.
+
+Each case is a host of one run, so that it costs a fraction of a second. Only the preflight tasks are run,
+on this machine, without becoming root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
+
+pytestmark = pytest.mark.skipif(shutil.which("ss") is None, reason="needs ss (package iproute2)")
+
+GOOD = {
+    "kestrel_stack_app": "shop",
+    "kestrel_stack_namespace": "shop",
+    "kestrel_stack_environment": "test",
+    "kestrel_stack_address": "127.0.0.1",
+    "kestrel_stack_queues": [{"name": "hello_world"}],
+    "deploy_user": "deploy",
+    "kestrel_flavor": "embedded",
+    "sentry_backend": "none",
+    "consumers_python_app": "shop.jobs:registry",
+    "app_host_deploy_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExample test"],
+}
+# Facts of a supported host, whatever the machine is that the tests run on.
+FACTS = {
+    "distribution": "Debian",
+    "distribution_major_version": "12",
+    "architecture": "x86_64",
+    "all_ipv4_addresses": ["10.0.0.1"],
+    "all_ipv6_addresses": [],
+}
+
+ABSENT = object()
+CASES = {
+    "a-good-inventory": ({}, None),
+    "a-misspelt-shared-variable": (
+        {"kestrel_stack_queus": []},
+        "unknown variable kestrel_stack_queus: did you mean kestrel_stack_queues?",
+    ),
+    "a-shared-variable-misspelt-and-so-missing": (
+        {"kestrel_stack_queues": ABSENT, "kestrel_stack_queus": []},
+        "unknown variable kestrel_stack_queus: did you mean kestrel_stack_queues?",
+    ),
+    "a-misspelt-role-variable": (
+        {"consumers_pyhton_app": "shop.jobs:registry"},
+        "unknown variable consumers_pyhton_app: did you mean consumers_python_app?",
+    ),
+    "an-invented-variable": (
+        {"kestrel_flavour_of_the_month": "x"},
+        "unknown variable kestrel_flavour_of_the_month: no role here reads it, remove it",
+    ),
+    "a-missing-variable": ({"kestrel_stack_namespace": ABSENT}, "kestrel_stack_namespace"),
+    "no-sentry-backend": ({"sentry_backend": ABSENT}, "sentry_backend"),
+    "an-unknown-sentry-backend": ({"sentry_backend": "paper"}, "sentry_backend"),
+    "a-misspelt-queue-option": (
+        {"kestrel_stack_queues": [{"name": "mail", "max_jbos": 1}]},
+        "max_jbos",
+    ),
+    "an-illegal-queue-name": (
+        {"kestrel_stack_queues": [{"name": "mail/x"}]},
+        "kestrel_stack_queues: entry 1: queue name 'mail/x' is not legal: use A-Z, a-z, 0-9, _ and - only",
+    ),
+    "a-queue-twice": (
+        {"kestrel_stack_queues": [{"name": "mail"}, {"name": "mail"}]},
+        "kestrel_stack_queues: mail is there twice: remove one of them",
+    ),
+    "an-illegal-namespace": (
+        {"kestrel_stack_namespace": "my shop"},
+        "kestrel_stack_namespace my shop is not legal: use A-Z, a-z, 0-9, _ and - only",
+    ),
+    "php": (
+        {"kestrel_stack_queues": [{"name": "mail", "language": "php"}]},
+        "kestrel_stack_queues: mail: language php comes with a later version: set language: python",
+    ),
+    "the-release-flavour": (
+        {"kestrel_flavor": "release"},
+        "kestrel_flavor release comes with a later version: set kestrel_flavor: embedded",
+    ),
+    "no-flavour": (
+        {"kestrel_flavor": ABSENT},
+        "kestrel_flavor release comes with a later version: set kestrel_flavor: embedded",
+    ),
+    "bugsink": (
+        {"sentry_backend": "bugsink"},
+        "sentry_backend bugsink comes with a later version: set sentry_backend: none",
+    ),
+    "a-wrong-address": (
+        {"kestrel_stack_address": "10.0.0"},
+        "kestrel_stack_address of a-wrong-address is 10.0.0, which is no address and no host name:"
+        " give the address other hosts reach it by, like 10.0.0.11",
+    ),
+    "an-address-of-another-host": (
+        {"kestrel_listen_address": "10.0.0.99"},
+        "kestrel_listen_address 10.0.0.99 is not an address of an-address-of-another-host:"
+        " use 127.0.0.1 or one of 10.0.0.1",
+    ),
+    "no-deploy-key": (
+        {"app_host_deploy_keys": []},
+        "app_host_deploy_keys is empty, so nobody could deploy: list at least one public ssh key",
+    ),
+    "a-deploy-user-of-somebody-else": (
+        {"deploy_user": "root"},
+        "deploy_user root is another part's user: choose a user of its own",
+    ),
+    "no-registry": (
+        {"consumers_python_app": ABSENT},
+        "consumers_python_app '' does not name the jobs: give MODULE:REGISTRY, like shop.jobs:registry",
+    ),
+    "ubuntu": (
+        {"test_facts": {**FACTS, "distribution": "Ubuntu", "distribution_major_version": "24"}},
+        "ubuntu: Ubuntu 24 is not supported: use Debian 12 or 13",
+    ),
+    "a-32-bit-host": (
+        {"test_facts": {**FACTS, "architecture": "armv7l"}},
+        "a-32-bit-host: architecture armv7l is not supported: use amd64 or arm64",
+    ),
+}
+
+PLAY = [
+    {
+        "name": "Check what each host says",
+        "hosts": "all",
+        "gather_facts": False,
+        "tasks": [
+            {
+                "name": "Pretend to be another host",
+                # cacheable is what makes them facts.
+                "ansible.builtin.set_fact": {
+                    **{name: f"{{{{ test_facts['{name}'] }}}}" for name in FACTS},
+                    "cacheable": True,
+                },
+            },
+            {
+                "name": "Run the checks alone",
+                "ansible.builtin.include_role": {"name": "{{ item }}", "tasks_from": "preflight"},
+                "loop": ["kestrel", "app_host", "supervisor", "consumers"],
+            },
+        ],
+    }
+]
+
+
+def ansible(playbook: Path, inventory: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
+        "ANSIBLE_ROLES_PATH": str(CHECKOUT / "ansible/roles"),
+        "ANSIBLE_HOME": str(home / "ansible"),
+        "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+        "ANSIBLE_CALLBACK_FORMAT_PRETTY": "False",
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+    }
+    return subprocess.run(
+        [PLAYBOOK, "-i", inventory, *arguments, playbook],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def write_inventory(folder: Path, hosts: dict[str, dict]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {
+        "all": {
+            "vars": {
+                "ansible_connection": "local",
+                "ansible_become": False,
+                "ansible_python_interpreter": sys.executable,
+            },
+            "children": {
+                # A Kestrel on every host: then loopback is reachable, and no host depends on another case.
+                "kestrel": {"hosts": {"a-good-inventory": None}},
+                "consumers": {"hosts": hosts},
+                "app": {"children": {"consumers": None}},
+            },
+        }
+    }
+    (folder / "hosts.yml").write_text(yaml.safe_dump(said, sort_keys=False))
+    return folder
+
+
+def variables(changed: dict) -> dict:
+    merged = {**GOOD, "test_facts": FACTS, **changed}
+    return {name: value for name, value in merged.items() if value is not ABSENT}
+
+
+@pytest.fixture(scope="module")
+def taken():
+    """A port that another program has: this one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, taken):
+    """Run all cases at once."""
+    folder = tmp_path_factory.mktemp("preflight")
+    hosts = {name: variables(changed) for name, (changed, _) in CASES.items()}
+    # The Kestrel of the good host listens where all can reach it.
+    hosts["a-good-inventory"]["kestrel_listen_address"] = "0.0.0.0"
+    hosts["a-taken-port"] = variables({"kestrel_port": taken})
+    (folder / "play.yml").write_text(yaml.safe_dump(PLAY, sort_keys=False))
+    done = ansible(folder / "play.yml", write_inventory(folder / "inventory", hosts), folder)
+    assert "PLAY RECAP" in done.stdout, done.stdout + done.stderr
+    return done
+
+
+def failure(done: subprocess.CompletedProcess[str], host: str) -> str | None:
+    """Return the message of a host's one failure."""
+    found = re.findall(rf"^fatal: \[{re.escape(host)}\]: FAILED! => (.*)$", done.stdout, re.MULTILINE)
+    assert len(found) <= 1, found
+    if not found:
+        assert re.search(rf"^{re.escape(host)} .* failed=0 ", done.stdout, re.MULTILINE), done.stdout
+        return None
+    said = json.loads(found[0])
+    return "\n".join(said.get("argument_errors") or [said["msg"]])
+
+
+@pytest.mark.parametrize("host", CASES)
+def test_it_is_refused_in_one_line_that_names_it(run, host):
+    expected = CASES[host][1]
+    message = failure(run, host)
+    if expected is None:
+        assert message is None
+        return
+    assert message is not None, f"{host} was let through"
+    assert len(message.splitlines()) == 1
+    # Ansible itself words what is missing, unknown or out of its choices; it names the variable.
+    assert message == expected if " " in expected else re.search(rf"\b{expected}\b", message)
+
+
+def test_a_port_of_another_program_is_refused_with_the_program_that_has_it(run, taken):
+    message = failure(run, "a-taken-port")
+    assert message is not None
+    who = rf"(python\S* \(pid {os.getpid()}\)|pytest \(pid {os.getpid()}\)|another program)"
+    assert re.fullmatch(
+        rf"a-taken-port: kestrel_port: port {taken} on 127\.0\.0\.1 is taken by {who}:"
+        r" stop it or set kestrel_port",
+        message,
+    )
+
+
+def test_nothing_is_changed_by_checking(run):
+    recaps = re.findall(r"^\S+ +: .*changed=(\d+) +unreachable=(\d+)", run.stdout, re.MULTILINE)
+    assert len(recaps) == len(CASES) + 1
+    assert set(recaps) == {("0", "0")}
+
+
+def test_site_yml_ends_at_the_first_wrong_host_before_any_play_that_changes_something(tmp_path):
+    hosts = {"a-good-inventory": variables({}), "wrong": variables({"consumers_pyhton_app": "x:y"})}
+    for host in hosts.values():
+        del host["test_facts"]
+    inventory = write_inventory(tmp_path / "inventory", hosts)
+    # --check is for the case that this test fails.
+    done = ansible(CHECKOUT / "ansible/site.yml", inventory, tmp_path, "--check")
+    assert done.returncode != 0
+    assert (
+        failure(done, "wrong") == "unknown variable consumers_pyhton_app: did you mean consumers_python_app?"
+    )
+    assert re.findall(r"^PLAY \[(.*)\]", done.stdout, re.MULTILINE) == [
+        "Refuse what cannot work, before anything is changed"
+    ]
+    assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "0"]
