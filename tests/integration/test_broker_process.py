@@ -139,6 +139,15 @@ def test_stray_files_are_named_in_the_log_and_left_alone(broker):
         assert stray.read_text() == "x"
 
 
+def test_a_fanout_that_kestrel_left_is_served_and_named_in_the_log(broker):
+    broker.raw(b"set fan 0 0 1\r\n1\r\n")
+    broker.terminate()
+    (broker.spool / "fan").rename(broker.spool / "fan+copy")
+    broker.start()
+    assert "fan+copy: fanouts are not supported yet" in broker.log
+    assert broker.drain("fan+copy") == [b"1"]
+
+
 def test_journals_are_readable_by_owner_and_group_only(broker):
     broker.raw(b"get jobs\r\n")
     assert (broker.spool / "jobs").stat().st_mode & 0o777 & ~0o640 == 0
@@ -152,6 +161,16 @@ def test_it_tells_systemd_when_it_is_ready(tmp_path, monkeypatch):
         monkeypatch.setenv("NOTIFY_SOCKET", path)
         with BrokerProcess(tmp_path):
             assert listener.recv(100) == b"READY=1"
+
+
+def test_a_journal_that_cannot_be_deleted_is_not_reported_as_deleted(broker):
+    with broker.connect() as client:
+        client.set("jobs", b"1")
+        (broker.spool / "jobs").unlink()
+        (broker.spool / "jobs").mkdir()
+        client.ask(b"delete jobs\r\n", b"SERVER_ERROR\r\n")
+        assert client.read_all() == b""
+    assert f"{broker.spool}/jobs: cannot delete" in broker.log
 
 
 # stats

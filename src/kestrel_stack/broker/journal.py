@@ -233,11 +233,14 @@ class Journal:
         self._fd = -1
 
     def delete(self) -> None:
-        """Close, and remove the archives and the current file."""
+        """Close, and remove the archives and the current file; JournalError if one stays."""
         self._owed = b""
         self.close()
-        for path in [*self._archives, self.path]:
-            path.unlink(missing_ok=True)
+        try:
+            for path in [*self._archives, self.path]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot delete: {error.strerror}") from error
 
 
 def stamp(path: Path) -> int:

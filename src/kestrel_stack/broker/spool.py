@@ -52,6 +52,10 @@ class Spool:
         """Load every queue in the folder; SpoolError if one cannot be."""
         for name, siblings in self._files(self.config.queue_path).items():
             self._load(name, siblings)
+            if "+" in name:
+                log.warning(
+                    "%s: fanouts are not supported yet; what is in it is served, nothing is copied", name
+                )
 
     def lock(self) -> None:
         """Keep every other broker out of the folder; SpoolError if it is in use or cannot be used."""
