@@ -27,6 +27,7 @@ CHECKOUT_LABEL = "kestrel-stack.checkout"
 FIRST_ADDRESS = 11
 MAX_HOSTS = 200
 READY_SECONDS = 90.0
+LOGIN_SECONDS = 20.0
 POLL_SECONDS = 0.1
 # Private, and rarely a company's own network; one /24 per lab.
 POOL = [
@@ -337,7 +338,7 @@ def _create(lab: Lab, host: str, image: str, address: str, wanted: Mapping[str, 
         raise LabError(f"{host}: the container did not start: {engine.last_line(made.stderr)}")
 
 
-def _wait(condition: Callable[[], str | None], seconds: float = READY_SECONDS) -> str | None:
+def _wait(condition: Callable[[], str | None], seconds: float) -> str | None:
     """Poll until ``condition`` returns None (it holds); after ``seconds`` return its last reason."""
     end = time.monotonic() + seconds
     while True:
@@ -349,13 +350,20 @@ def _wait(condition: Callable[[], str | None], seconds: float = READY_SECONDS) -
 
 def _wait_for_systemd(lab: Lab, host: str, say: Callable[[str], None]) -> None:
     container = lab.container(host)
+    ended = False
 
     def condition() -> str | None:
+        nonlocal ended
         state = engine.exec_in(container, "systemctl", "is-system-running")
         answer = state.stdout.strip() or engine.last_line(state.stderr)
-        return None if answer in ("running", "degraded") else answer
+        # PID 1 that is gone does not come back: no use waiting for it.
+        ended = "is not running" in answer
+        return None if ended or answer in ("running", "degraded") else answer
 
-    reason = _wait(condition)
+    reason = _wait(condition, READY_SECONDS)
+    if ended:
+        _tell_journal(lab, host, say)
+        raise LabError(f"{host}: the container ended at once (systemd did not start in it)")
     if reason is not None:
         _tell_journal(lab, host, say)
         raise LabError(f"{host}: systemd is not up after {READY_SECONDS:.0f} s: {reason}")
@@ -383,7 +391,7 @@ def _host_keys(lab: Lab, host: str) -> list[str]:
         return None if done.returncode == 0 and keys else engine.last_line(done.stderr)
 
     keys: list[str] = []
-    reason = _wait(condition, 20.0)
+    reason = _wait(condition, LOGIN_SECONDS)
     if reason is not None:
         raise LabError(f"{host}: sshd made no host keys: {reason}")
     return keys
@@ -417,7 +425,7 @@ def _wait_for_ssh(lab: Lab, host: str, address: str, say: Callable[[str], None])
         except OSError as error:
             return f"{error.strerror or error}"
 
-    reason = _wait(port_open, 20.0)
+    reason = _wait(port_open, LOGIN_SECONDS)
     if reason is not None:
         inside = engine.exec_in(lab.container(host), "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/22")
         if inside.returncode == 0:
@@ -449,7 +457,7 @@ def _wait_for_ssh(lab: Lab, host: str, address: str, say: Callable[[str], None])
         )
         return None if done.returncode == 0 else engine.last_line(done.stderr)
 
-    reason = _wait(logged_in, 20.0)
+    reason = _wait(logged_in, LOGIN_SECONDS)
     if reason is not None:
         _tell_journal(lab, host, say)
         raise LabError(f"{host}: no login as admin: {reason}")

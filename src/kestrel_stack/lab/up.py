@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -193,7 +194,9 @@ def _deploy(run: Run) -> None:
         at.result = "failed"
     for line in _tail(log) if sys.stdout.isatty() else []:
         say(f"    {line}", sys.stderr)
-    raise LabError(f"fab deploy failed (exit {code}); its whole output: {_shown(log)}. Go on with bin/up")
+    raise LabError(
+        f"fab deploy failed (exit {code}): {_last(log)}; its whole output: {_shown(log)}. Go on with bin/up"
+    )
 
 
 def _shown(path: Path) -> str:
@@ -206,7 +209,8 @@ def _tail(log: Path, lines: int = 20) -> list[str]:
 
 def _last(log: Path) -> str:
     found = [line.strip() for line in _tail(log) if line.strip()]
-    return found[-1] if found else ""
+    # fab's lines begin with its own clock; the step has one already.
+    return re.sub(r"^[\d.]+ s\s+", "", found[-1]) if found else ""
 
 
 def _variables(lab: Lab) -> dict[str, dict[str, Any]]:
