@@ -56,6 +56,7 @@ def scenarios(folder: Path = CHECKOUT / "molecule") -> list[str]:
 def stages(*, long: bool) -> list[Stage]:
     """Return every stage, in the order in which they run: cheap ones first."""
     tool = programs.tool
+    plain = [] if sys.stdout.isatty() else ["--nocolor"]
     unlong = "" if long else " and not long"
     found = [
         Stage(
@@ -65,7 +66,7 @@ def stages(*, long: bool) -> list[Stage]:
                 [tool("ruff"), "check", "."],
                 [tool("ruff"), "format", "--check", "."],
                 [tool("yamllint"), "--strict", "."],
-                [tool("ansible-lint"), "--offline", "--profile", "production"],
+                [tool("ansible-lint"), "--offline", "--profile", "production", *plain],
                 [tool("shellcheck"), "--external-sources", *SHELL_SCRIPTS],
             ],
         ),
