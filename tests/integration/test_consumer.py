@@ -82,6 +82,19 @@ def test_signals_to_the_whole_group_do_not_reach_the_job(app, broker):
     assert "job failed" not in worker.log
 
 
+def test_a_job_that_arrives_together_with_term_is_left_for_the_next_worker(app, broker):
+    with producer(broker) as send, WorkerProcess(app, broker.address) as worker:
+        wait_until(lambda: broker.stats(QUEUE).get("waiters") == 1, "the worker to wait for an item")
+        # Held still, so that it sees both when it goes on.
+        worker.send(signal.SIGSTOP)
+        send.enqueue("Note", queue="work")
+        worker.send(signal.SIGTERM)
+        worker.send(signal.SIGCONT)
+        assert worker.end() == 0
+    assert app.noted("done") == []
+    wait_until(lambda: broker.stats(QUEUE)["items"] == 1, "the job to be back")
+
+
 def test_an_idle_worker_ends_at_once_when_told(app, broker):
     with WorkerProcess(app, broker.address) as worker:
         worker.wait_for("child started")
@@ -339,6 +352,7 @@ def test_a_job_that_forks_is_done_once_and_its_copy_ends(app, broker):
         wait_until(lambda: [pid for pid in copies if is_running(pid)] == [worker.child], "the copy to end")
         assert worker.end(signal.SIGTERM) == 0
     assert worker.log.count("info job done") == 2
+    assert "Traceback" not in worker.log
     assert len(app.noted("done")) == 1
 
 

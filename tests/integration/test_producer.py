@@ -142,19 +142,24 @@ def test_threads_share_a_producer(brokers):
 
 
 def test_a_fork_gets_connections_of_its_own(brokers):
-    send = producer(brokers[0].address)
+    send = producer(brokers[0].address, max_bytes=20_000_000)
     send.enqueue("HelloWorld")
+    # Large enough that two processes on one connection would mix their halves.
+    large = {"text": "x" * 8_000_000}
     pid = os.fork()
     if pid == 0:
+        status = 1
         try:
-            for _ in range(50):
-                send.enqueue("HelloWorld")
+            for _ in range(3):
+                send.enqueue("HelloWorld", large)
+            status = 0
         finally:
-            os._exit(0)
-    for _ in range(50):
-        send.enqueue("HelloWorld")
-    os.waitpid(pid, 0)
-    assert len(brokers[0].drain("shop_hello_world")) == 101
+            os._exit(status)
+    for _ in range(3):
+        send.enqueue("HelloWorld", large)
+    assert os.waitpid(pid, 0)[1] == 0
+    bodies = brokers[0].drain("shop_hello_world")
+    assert len({json.loads(body)["id"] for body in bodies}) == len(bodies) == 7
 
 
 def test_a_producer_from_the_settings_file_knows_servers_and_queues(brokers, tmp_path, monkeypatch):

@@ -95,7 +95,8 @@ class Worker:
         if reservation is None:
             return
         if self._signals.stop is not None or not self._child_ready():
-            self._give_back(reservation)
+            # Not begun: it goes back to the head of its queue for the next worker.
+            self._queue.drop()
             return
         if self._limits.rate:
             self._next_at = self._clock() + 1 / self._limits.rate
@@ -179,14 +180,6 @@ class Worker:
             self._queue.done(done)
         except ReservationLost as exc:
             self._log.warning("job may be delivered again", error=exc)
-
-    def _give_back(self, reservation: Reservation) -> None:
-        try:
-            self._queue.give_back(reservation)
-        except ReservationLost as exc:
-            self._log.debug("job is back already", error=exc)
-        else:
-            self._log.debug("job given back")
 
     def _settled(self, reservation: Reservation) -> bool:
         """Do or park the item; say whether it may be confirmed."""

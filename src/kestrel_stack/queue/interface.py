@@ -53,10 +53,6 @@ class JobQueue(ABC):
         """Confirm that the item was dealt with; `ReservationLost` when it may be delivered again."""
 
     @abstractmethod
-    def give_back(self, reservation: Reservation) -> None:
-        """Put the item back unharmed, for the next worker; `ReservationLost` when it is back already."""
-
-    @abstractmethod
     def park(self, reservation: Reservation, record: bytes) -> None:
         """Write `record` to the error queue. The item stays reserved: confirm it with `done` afterwards.
 

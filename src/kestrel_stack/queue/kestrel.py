@@ -9,7 +9,7 @@ nothing (source: observed on Kestrel 2.4.1).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from kestrel_stack.queue import names
 from kestrel_stack.queue.client import KestrelClient
@@ -92,11 +92,18 @@ class KestrelQueue(JobQueue):
 
     def done(self, reservation: Reservation) -> None:
         """Confirm the item on the connection that reserved it."""
-        self._settle(reservation, KestrelClient.close_read)
-
-    def give_back(self, reservation: Reservation) -> None:
-        """Put the item back at the head of its queue."""
-        self._settle(reservation, KestrelClient.abort_read)
+        if self.lost(reservation):
+            self._leave()
+            raise ReservationLost(
+                f"The connection to {reservation.server} was lost; the item is delivered again."
+            )
+        assert self._reader is not None
+        self._held = None
+        try:
+            self._reader.close_read(self.name)
+        except (ServerUnavailable, ProtocolError, ReservationLost) as exc:
+            self._leave()
+            raise ReservationLost(f"{exc} The item may be delivered again.") from None
 
     def park(self, reservation: Reservation, record: bytes) -> None:
         """Write `record` to the error queue of any server, that of the item first."""
@@ -133,20 +140,6 @@ class KestrelQueue(JobQueue):
         """Close both connections."""
         self._leave()
         self._drop_writer()
-
-    def _settle(self, reservation: Reservation, command: Callable[[KestrelClient, str], None]) -> None:
-        if self.lost(reservation):
-            self._leave()
-            raise ReservationLost(
-                f"The connection to {reservation.server} was lost; the item is delivered again."
-            )
-        assert self._reader is not None
-        self._held = None
-        try:
-            command(self._reader, self.name)
-        except (ServerUnavailable, ProtocolError, ReservationLost) as exc:
-            self._leave()
-            raise ReservationLost(f"{exc} The item may be delivered again.") from None
 
     def _time_to_move(self) -> bool:
         if len(self._rotation) == 1 or self._reader is None:
