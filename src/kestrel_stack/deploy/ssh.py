@@ -373,7 +373,10 @@ def known_hosts_files(ssh_config: dict[str, Any]) -> list[Path]:
         ("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2"),
         ("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"),
     ):
-        files += [Path(word).expanduser() for word in shlex.split(ssh_config.get(key) or default)]
+        value = ssh_config.get(key) or default
+        # paramiko has taken the quotes off a single path with a space in it.
+        words = [value] if Path(value).expanduser().exists() else shlex.split(value)
+        files += [Path(word).expanduser() for word in words]
     return files
 
 
