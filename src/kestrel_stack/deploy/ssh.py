@@ -29,7 +29,7 @@ from .errors import Cancelled, HostError, Refused
 CONNECT_TIMEOUT = 10
 """Seconds for a connection to come up."""
 RETRY_FOR = 3
-"""Seconds within which a refused or dropped connection is tried again."""
+"""Seconds within which a dropped connection is tried again."""
 SILENCE = 30
 """Seconds without an answer to a keepalive, after which a host counts as lost."""
 KEEPALIVE = 10
@@ -397,10 +397,20 @@ def _connect(connection: fabric.Connection) -> None:
         try:
             connection.open()
             return
-        except (paramiko.AuthenticationException, paramiko.BadHostKeyException, TimeoutError):
+        except (
+            paramiko.AuthenticationException,
+            paramiko.BadHostKeyException,
+            paramiko.ssh_exception.NoValidConnectionsError,
+            TimeoutError,
+        ):
             raise
-        except (OSError, EOFError, paramiko.SSHException):
-            # sshd drops connections when many come at once, and a host may be just booting.
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            transport = connection.client.get_transport()
+            if transport is not None and transport.is_active() and transport.initial_kex_done:
+                # Paramiko tries every kind of key on every file and raises what it met last.
+                connection.client.close()
+                raise paramiko.AuthenticationException("none of your keys was accepted") from error
+            # sshd drops connections when many come at once.
             connection.client.close()
             if time.monotonic() - began > RETRY_FOR:
                 raise

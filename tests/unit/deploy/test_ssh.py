@@ -1,0 +1,299 @@
+"""Connections, against an SSH server on loopback: whom they trust, what they notice, how they stop."""
+
+import socket
+import subprocess
+import threading
+import time
+from contextlib import suppress
+
+import paramiko
+import pytest
+
+from kestrel_stack.deploy import ssh
+from kestrel_stack.deploy.description import Host
+from kestrel_stack.deploy.errors import Cancelled, HostError, Refused
+
+
+class Server(paramiko.ServerInterface):
+    """Lets everybody in who has the key, and runs what it is asked to, as sshd does without a terminal."""
+
+    def __init__(self, allowed):
+        self.allowed = allowed
+
+    def get_allowed_auths(self, username):
+        return "publickey"
+
+    def check_auth_publickey(self, username, key):
+        return paramiko.AUTH_SUCCESSFUL if key == self.allowed else paramiko.AUTH_FAILED
+
+    def check_channel_request(self, kind, chanid):
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel, command):
+        threading.Thread(target=self.serve, args=(channel, command), daemon=True).start()
+        return True
+
+    def serve(self, channel, command):
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command.decode()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+        def inward():
+            with suppress(OSError), process.stdin:
+                while data := channel.recv(65536):
+                    process.stdin.write(data)
+                    process.stdin.flush()
+
+        def outward(stream, send):
+            with stream:
+                while data := stream.read1(65536):
+                    send(data)
+
+        threading.Thread(target=inward, daemon=True).start()
+        readers = [
+            threading.Thread(target=outward, args=(process.stdout, channel.sendall), daemon=True),
+            threading.Thread(target=outward, args=(process.stderr, channel.sendall_stderr), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        channel.send_exit_status(process.wait())
+        channel.shutdown_write()
+        channel.close()
+
+
+class Machine:
+    """A host: the server above behind a port that can fall silent."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.key = paramiko.ECDSAKey.generate()
+        self.user_key = paramiko.ECDSAKey.generate()
+        self.user_key.write_private_key_file(str(folder / "id"))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.transports = []
+        self.lines = []
+        self.closed = threading.Event()
+        self.silent = threading.Event()
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                outside, _ = self.listener.accept()
+            except OSError:
+                return
+            self.lines.append(outside)
+            inside, ours = socket.socketpair()
+            for one, other in ((outside, ours), (ours, outside)):
+                threading.Thread(target=self.carry, args=(one, other), daemon=True).start()
+            transport = paramiko.Transport(inside)
+            transport.add_server_key(self.key)
+            self.transports.append(transport)
+            with suppress(paramiko.SSHException, EOFError):
+                transport.start_server(server=Server(self.user_key))
+
+    def carry(self, one, other):
+        with suppress(OSError), one, other:
+            while data := one.recv(65536):
+                if self.silent.is_set():
+                    self.closed.wait()
+                other.sendall(data)
+
+    def cut(self):
+        """Break the line, as a machine that loses its network card would."""
+        for outside in self.lines:
+            with suppress(OSError):
+                outside.shutdown(socket.SHUT_RDWR)
+
+    def config(self, *extra, known=None):
+        path = self.folder / "config"
+        (self.folder / "known_hosts").write_text("".join(f"{line}\n" for line in known or []))
+        lines = [
+            f"IdentityFile {self.folder / 'id'}",
+            "IdentitiesOnly yes",
+            f"UserKnownHostsFile {self.folder / 'known_hosts'}",
+            "GlobalKnownHostsFile /dev/null",
+            *extra,
+        ]
+        path.write_text("Host *\n" + "".join(f"  {line}\n" for line in lines))
+        return path
+
+    def known(self, name=None, key=None):
+        key = key or self.key
+        return f"{name or f'[127.0.0.1]:{self.port}'} {key.get_name()} {key.get_base64()}"
+
+    def remote(self, *extra, known=None, cancel=None):
+        known = [self.known()] if known is None else known
+        host = Host("worker1", "127.0.0.1", self.port, "deploy", self.config(*extra, known=known), ())
+        return ssh.Remote(host, cancel or threading.Event())
+
+    def close(self):
+        self.listener.close()
+        self.closed.set()
+        self.cut()
+        for transport in self.transports:
+            transport.close()
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = Machine(tmp_path)
+    yield machine
+    machine.close()
+
+
+def run(remote, script, **kwargs):
+    try:
+        return remote.run(script, what="try", **{"timeout": 30, **kwargs})
+    finally:
+        remote.close()
+
+
+# --- trust -----------------------------------------------------------------------------------------------
+
+
+def test_a_known_host_is_trusted_and_runs_a_script(machine):
+    result = run(machine.remote(), "echo out; echo 'two words' >&2; exit 3")
+    assert result == ssh.Result(3, ("out",), ("two words",))
+
+
+def test_an_unknown_host_key_is_refused_with_its_fingerprint_and_the_file(machine):
+    with pytest.raises(Refused) as caught:
+        run(machine.remote(known=[]), "true")
+    assert machine.key.fingerprint in str(caught.value)
+    assert f"add it to {machine.folder / 'known_hosts'}" in str(caught.value)
+    assert (machine.folder / "known_hosts").read_text() == ""
+
+
+def test_a_changed_host_key_is_refused(machine):
+    with pytest.raises(Refused, match="worker1: the host key has changed"):
+        run(machine.remote(known=[machine.known(key=paramiko.ECDSAKey.generate())]), "true")
+
+
+def test_switching_the_check_off_in_the_ssh_configuration_does_not_switch_it_off_here(machine):
+    with pytest.raises(Refused, match="unknown host key"):
+        run(machine.remote("StrictHostKeyChecking no", known=[]), "true")
+
+
+def test_a_host_may_be_known_by_its_alias(machine):
+    remote = machine.remote("HostKeyAlias worker1", known=[machine.known("worker1")])
+    assert run(remote, "true").code == 0
+    other = machine.known("worker1", paramiko.ECDSAKey.generate())
+    with pytest.raises(Refused, match="host key has changed"):
+        run(machine.remote("HostKeyAlias worker1", known=[other]), "true")
+
+
+def test_a_key_that_the_host_does_not_accept_names_the_fix(machine):
+    machine.user_key = paramiko.ECDSAKey.generate()
+    with pytest.raises(Refused, match=r"user deploy may not log in .*app_host_deploy_keys"):
+        run(machine.remote(), "true")
+
+
+def test_a_machine_that_takes_connections_and_says_nothing_is_refused_in_bounded_time(machine, monkeypatch):
+    monkeypatch.setattr(ssh, "CONNECT_TIMEOUT", 1)
+    monkeypatch.setattr(ssh, "RETRY_FOR", 0)
+    machine.silent.set()
+    with pytest.raises(Refused, match="worker1 does not answer at"):
+        run(machine.remote(), "true")
+
+
+# --- running ---------------------------------------------------------------------------------------------
+
+
+def test_lines_are_heard_when_they_come_and_cannot_draw_on_the_screen(machine):
+    heard = []
+    result = run(machine.remote(), "printf 'a\\033[31mb\\nlast'", on_line=heard.append)
+    assert heard == ["a?[31mb", "last"]
+    assert result.lines == tuple(heard)
+
+
+def test_much_output_on_both_sides_arrives_whole(machine):
+    result = run(machine.remote(), "seq 1 30000; seq 1 30000 >&2")
+    assert len(result.lines) == len(result.errors) == 30000
+
+
+def test_an_upload_arrives_as_it_is(machine, tmp_path):
+    data = tmp_path / "data"
+    data.write_bytes(bytes(range(256)) * 20000)
+    result = run(machine.remote(), "sha256sum; wc -c </dev/null", upload=data)
+    expected = subprocess.run(
+        ["sha256sum"], stdin=data.open("rb"), capture_output=True, text=True, check=True
+    )
+    assert result.lines[0] == expected.stdout.strip()
+
+
+def test_an_upload_that_the_script_does_not_take_is_the_scripts_failure(machine, tmp_path):
+    data = tmp_path / "data"
+    data.write_bytes(bytes(20_000_000))
+    result = run(machine.remote(), "head -c 10 >/dev/null; echo 'no room' >&2; exit 1", upload=data)
+    assert (result.code, result.complaint) == (1, "no room")
+
+
+def test_a_script_that_takes_too_long_is_told_to_stop_and_named(machine, tmp_path):
+    ended = tmp_path / "ended"
+    script = f"read -r _; while read -r _; do :; done; touch {ended}"
+    with pytest.raises(HostError, match="worker1: try: did not end within 1 s"):
+        run(machine.remote(), script, timeout=1)
+    assert ended.exists()
+
+
+def test_a_person_who_cancels_gets_what_the_script_says_while_it_puts_things_in_order(machine):
+    cancel = threading.Event()
+    with pytest.raises(Cancelled) as caught:
+        run(
+            machine.remote(cancel=cancel),
+            "echo begun; while read -r _; do :; done; echo in order",
+            on_line=lambda line: cancel.set(),
+        )
+    assert caught.value.result.lines == ("begun", "in order")
+
+
+def test_a_connection_that_breaks_is_told_from_a_script_that_fails(machine):
+    with pytest.raises(HostError, match="try: the connection was lost") as caught:
+        run(
+            machine.remote(),
+            "echo begun; read -r _; sleep 20",
+            on_line=lambda _: machine.cut(),
+        )
+    assert caught.value.lost
+
+
+def test_a_host_that_falls_silent_counts_as_lost(machine, monkeypatch):
+    monkeypatch.setattr(ssh, "KEEPALIVE", 0.2)
+    monkeypatch.setattr(ssh, "SILENCE", 1.5)
+    with pytest.raises(HostError, match=r"no answer for 1\.5 s") as caught:
+        run(machine.remote(), "echo begun; read -r _; sleep 20", on_line=lambda _: machine.silent.set())
+    assert caught.value.lost
+
+
+def test_a_host_that_is_only_slow_does_not_count_as_lost(machine, monkeypatch):
+    monkeypatch.setattr(ssh, "KEEPALIVE", 0.2)
+    monkeypatch.setattr(ssh, "SILENCE", 1.5)
+    assert run(machine.remote(), "sleep 3; echo done").lines == ("done",)
+
+
+def test_work_on_many_hosts_is_capped_and_every_error_is_kept():
+    busy, most, guard = [], [], threading.Lock()
+
+    def work(number):
+        with guard:
+            busy.append(number)
+            most.append(len(busy))
+        time.sleep(0.02)
+        with guard:
+            busy.remove(number)
+        if number % 2:
+            raise ValueError(number)
+        return number * 10
+
+    results, errors = ssh.on_all(range(24), work, threading.Event())
+    assert max(most) == ssh.PARALLEL
+    assert results == {number: number * 10 for number in range(0, 24, 2)}
+    assert sorted(errors) == list(range(1, 24, 2))
