@@ -24,6 +24,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 DEBIAN_DAEMON = "/usr/sbin/dockerd"
 RUN = Path("/var/run")
+SYSTEMD = Path("/run/systemd/system")
 # Of daemons that were killed. dockerd and its containerd refuse to start when the process number in such a
 # file exists, whatever program has it by now.
 PID_FILES = {
@@ -107,8 +108,8 @@ def ensure(state: Path) -> bool:
         return True
     if engine.answers():
         return False
-    if Path("/run/systemd/system").is_dir():
-        _start_with_systemd()
+    if SYSTEMD.is_dir():
+        _start_with_systemd(state)
         return True
     if os.geteuid() != 0:
         raise LabError(
@@ -119,17 +120,20 @@ def ensure(state: Path) -> bool:
     return True
 
 
-def _start_with_systemd() -> None:
+def _systemctl(*arguments: str) -> str:
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    done = subprocess.run(
-        [*sudo, "systemctl", "start", "docker"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*sudo, "systemctl", *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise LabError(f"systemctl start docker failed: {engine.last_line(done.stderr)}")
+        raise LabError(f"systemctl {' '.join(arguments)} failed: {engine.last_line(done.stderr)}")
+    return done.stdout.strip()
+
+
+def _start_with_systemd(state: Path) -> None:
+    _systemctl("start", "docker")
     if not wait_until_answers(None):
-        raise LabError(
-            "systemd started docker, but no engine answers `docker info`: see journalctl -u docker"
-        )
+        raise LabError("systemd started docker, but no engine answers `docker info`: see journalctl -u docker")
+    with contextlib.suppress(ValueError):
+        remember(state, int(_systemctl("show", "--property=MainPID", "--value", "docker")))
 
 
 def _start(state: Path, arguments: Sequence[str]) -> None:
@@ -187,7 +191,11 @@ def stop(state: Path) -> str | None:
         others = engine.docker("ps", "--quiet").stdout.split()
         if others:
             return f"kept the Docker engine that bin/up started: {len(others)} other container(s) run on it"
-    os.kill(running.pid, signal.SIGTERM)
+    if SYSTEMD.is_dir():
+        # The socket too, or the next `docker` command starts the engine again.
+        _systemctl("stop", "docker.socket", "docker.service")
+    else:
+        os.kill(running.pid, signal.SIGTERM)
     end = time.monotonic() + STOP_SECONDS
     while running.alive():
         if time.monotonic() >= end:
