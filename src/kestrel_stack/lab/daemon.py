@@ -131,7 +131,9 @@ def _systemctl(*arguments: str) -> str:
 def _start_with_systemd(state: Path) -> None:
     _systemctl("start", "docker")
     if not wait_until_answers(None):
-        raise LabError("systemd started docker, but no engine answers `docker info`: see journalctl -u docker")
+        raise LabError(
+            "systemd started docker, but no engine answers `docker info`: see journalctl -u docker"
+        )
     with contextlib.suppress(ValueError):
         remember(state, int(_systemctl("show", "--property=MainPID", "--value", "docker")))
 
