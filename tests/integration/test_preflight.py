@@ -119,6 +119,18 @@ CASES = {
         "kestrel_listen_address 10.0.0.99 is not an address of an-address-of-another-host:"
         " use 127.0.0.1 or one of 10.0.0.1",
     ),
+    "a-privileged-port": (
+        {"kestrel_port": 221},
+        "kestrel_port 221 must be a whole number from 1024 to 65535",
+    ),
+    "one-port-for-both": (
+        {"kestrel_admin_port": 22133},
+        "kestrel_port and kestrel_admin_port are both 22133: choose two ports",
+    ),
+    "no-logs": (
+        {"consumers_log_max_megabytes": 0},
+        "consumers_log_max_megabytes 0 must be a whole number at least 1",
+    ),
     "no-deploy-key": (
         {"app_host_deploy_keys": []},
         "app_host_deploy_keys is empty, so nobody could deploy: list at least one public ssh key",

@@ -60,6 +60,11 @@ class Stack:
         """Return a host's variables."""
         return self.data["_meta"]["hostvars"][host]
 
+    def forget(self) -> None:
+        """Close the connections, so that the next use of a host connects again."""
+        self.close()
+        Stack.host.cache_clear()
+
     @functools.cache  # noqa: B019
     def host(self, name: str, user: str = "admin") -> Host:
         """Return a testinfra host: one ssh connection as `user`, whose key must be known."""

@@ -338,3 +338,15 @@ SOCKETS = [
 def test_a_port_of_another_program_is_named_and_our_own_is_not(address, port, uid, problem):
     found = filters.port_problems(SOCKETS, {"kestrel_port": [address, port]}, uid)
     assert found == ([f"kestrel_port: {problem}: stop it or set kestrel_port"] if problem else [])
+
+
+@pytest.mark.parametrize("value", [0, "0", 5, "5", 10])
+def test_a_number_in_its_range_passes_as_text_too(value):
+    assert filters.range_problems({"kestrel_port": [value, 0, 10]}) == []
+
+
+@pytest.mark.parametrize("value", [-1, 11, "many", "", None, True, 1.5])
+def test_a_number_out_of_its_range_is_named_with_the_range(value):
+    assert filters.range_problems({"kestrel_port": [value, 0, 10]}) == [
+        f"kestrel_port {value} must be a whole number from 0 to 10"
+    ]

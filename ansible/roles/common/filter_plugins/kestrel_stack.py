@@ -241,6 +241,17 @@ def key_problems(keys: Any, variable: str) -> list[str]:
     ]
 
 
+def range_problems(ranges: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Say which variables are out of their range; `ranges` maps a name to [value, least, most or None]."""
+    problems = []
+    for variable, (value, least, most) in ranges.items():
+        number = int(value) if re.match(r"-?[0-9]+\Z", str(value)) else None
+        if number is None or number < least or (most is not None and number > most):
+            limits = f"at least {least}" if most is None else f"from {least} to {most}"
+            problems.append(f"{variable} {value!s} must be a whole number {limits}")
+    return problems
+
+
 def registry_problems(registry: Any, variable: str) -> list[str]:
     """Say what is wrong with `variable`, where an application's jobs are found."""
     if _REGISTRY.match(str(registry)):
@@ -365,6 +376,7 @@ class FilterModule:
             "kestrel_stack_complete_queues": complete_queues,
             "kestrel_stack_stop_seconds": stop_seconds,
             "kestrel_stack_key_problems": key_problems,
+            "kestrel_stack_range_problems": range_problems,
             "kestrel_stack_registry_problems": registry_problems,
             "kestrel_stack_address_problems": address_problems,
             "kestrel_stack_listen_problems": listen_problems,
