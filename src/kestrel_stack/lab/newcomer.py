@@ -8,10 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kestrel_stack.lab import engine, hosts
+from kestrel_stack.lab import engine, hosts, programs
 from kestrel_stack.lab.errors import LabError
 from kestrel_stack.lab.inventory import CHECKOUT
 from kestrel_stack.lab.progress import say
+
+LOCK = Path("requirements") / "controller.txt"
 
 
 def run(checkout: Path = CHECKOUT) -> int:
@@ -59,21 +61,22 @@ def _program(clone: Path, *command: str) -> tuple[int, str]:
     environment = {
         key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "ANSIBLE_CONFIG")
     }
-    environment |= {"KESTREL_STACK_VENV": sys.prefix, "CI": "true"}
-    process = subprocess.Popen(
-        [str(clone / command[0]), *command[1:]],
-        cwd=clone,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = []
-    for line in process.stdout or ():
+    environment |= {"CI": "true"}
+    # Another lock than the one this environment was made from would replace it while it is running.
+    if (clone / LOCK).read_bytes() == (CHECKOUT / LOCK).read_bytes():
+        environment["KESTREL_STACK_VENV"] = sys.prefix
+    else:
+        environment.pop("KESTREL_STACK_VENV", None)
+    lines: list[str] = []
+
+    def show(line: str) -> None:
         lines.append(line)
-        say(line, end="")
-    return process.wait(), "".join(lines)
+        say(line.rstrip("\n"))
+
+    code = programs.run_through(
+        [str(clone / command[0]), *command[1:]], environment=environment, cwd=clone, on_line=show
+    )
+    return code, "".join(lines)
 
 
 def _expect(done: tuple[int, str], code: int, text: str, what: str) -> None:

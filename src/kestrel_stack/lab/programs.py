@@ -65,14 +65,56 @@ def run_logged(
             process.stdout.close()
 
 
+def run_through(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    cwd: Path,
+    on_line: Callable[[str], None] | None = None,
+) -> int:
+    """Run a program with no input, its output let through or given to ``on_line``; return its exit code.
+
+    On an interrupt the program gets SIGINT and time to clean up, as under ``run_logged``. Raises OSError when
+    it cannot be run.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=None if on_line is None else subprocess.PIPE,
+        stderr=None if on_line is None else subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        cwd=cwd,
+        start_new_session=True,
+    )
+    try:
+        if on_line is not None:
+            for line in process.stdout or ():
+                on_line(line)
+        return process.wait()
+    except BaseException:
+        end(process)
+        raise
+    finally:
+        if process.stdout is not None:
+            process.stdout.close()
+
+
 def end(process: subprocess.Popen[str]) -> None:
-    """End a program and what it started: first as Ctrl-C would, then harder."""
+    """End a program and what it started in its session: first as Ctrl-C would, then harder."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
+        _signal(process, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
-            return
+            break
+    # What it left running; a shell's background programs do not hear SIGINT.
+    _signal(process, signal.SIGTERM)
+
+
+def _signal(process: subprocess.Popen[str], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 def interrupts_on_term() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,21 +128,23 @@ def run_stage(stage: Stage) -> Result:
                 failed.append(stage.name)
         except LabError as error:
             failed.append(str(error))
+        except Exception as error:
+            # A defect of the stage itself: the other stages still run, and the table still comes.
+            traceback.print_exc()
+            failed.append(f"{type(error).__name__}: {error}")
+    # In a pipe the runners' colours would be noise in a log.
+    colours = {} if sys.stdout.isatty() else {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}
     for command in stage.commands:
         name = " ".join([Path(command[0]).name, *command[1:]][:3])
         try:
-            done = subprocess.run(
-                command,
-                cwd=CHECKOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **stage.environment},
-                check=False,
+            code = programs.run_through(
+                command, environment={**os.environ, **colours, **stage.environment}, cwd=CHECKOUT
             )
         except OSError as error:
             failed.append(f"{name}: {error.strerror}")
             continue
-        if done.returncode != 0 and not _nothing_to_run(command, done.returncode):
-            failed.append(f"{name}: exit {done.returncode}")
+        if code != 0 and not _nothing_to_run(command, code):
+            failed.append(f"{name}: exit {code}")
     return Result(stage.name, not failed, time.monotonic() - started, "; ".join(failed))
 
 

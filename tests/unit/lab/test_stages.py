@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kestrel_stack.lab import stages
+from kestrel_stack.lab.errors import LabError
+from kestrel_stack.lab.stages import Stage
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def use(monkeypatch: pytest.MonkeyPatch, *chosen: Stage) -> None:
+    monkeypatch.setattr(
+        stages, "stages", lambda *, long: [stage for stage in chosen if long or not stage.long]
+    )
+
+
+def run(*only: str, long: bool = False) -> int:
+    return stages.run(long=long, only=only, list_only=False)
+
+
+def test_every_stage_runs_although_the_first_fails_and_the_exit_code_tells(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(
+        monkeypatch,
+        Stage("bad", "fails", [["false"], ["touch", str(tmp_path / "same-stage")]]),
+        Stage("good", "passes", [["touch", str(tmp_path / "next-stage")]]),
+    )
+    assert run() == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["next-stage", "same-stage"]
+    out = capsys.readouterr().out
+    assert "=== bad: FAILED" in out
+    assert "false: exit 1" in out
+    assert "=== good: passed" in out
+
+
+def test_all_stages_passing_is_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Stage("good", "passes", [["true"]]))
+    assert run() == 0
+
+
+def test_a_program_that_is_missing_fails_its_stage_and_not_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(monkeypatch, Stage("bad", "missing", [["/no/such/linter"]]), Stage("good", "passes", [["true"]]))
+    assert run() == 1
+    assert "linter: No such file" in capsys.readouterr().out
+
+
+def test_a_function_that_raises_fails_its_stage_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> int:
+        raise LabError("the second bin/up did not say 'nothing changed'")
+
+    use(monkeypatch, Stage("newcomer", "a clone", function=refuse))
+    assert run() == 1
+    assert "did not say 'nothing changed'" in capsys.readouterr().out
+
+
+def test_only_runs_what_it_names_even_a_long_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(
+        monkeypatch,
+        Stage("one", "", [["touch", str(tmp_path / "one")]]),
+        Stage("two", "", [["touch", str(tmp_path / "two")]], long=True),
+    )
+    assert run("two") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
+def test_long_stages_run_with_long_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(
+        monkeypatch,
+        Stage("one", "", [["true"]]),
+        Stage("two", "", [["touch", str(tmp_path / "two")]], long=True),
+    )
+    assert run() == 0
+    assert not (tmp_path / "two").exists()
+    assert run(long=True) == 0
+    assert (tmp_path / "two").exists()
+
+
+def test_an_unknown_stage_is_refused_naming_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Stage("lint", ""), Stage("unit", ""))
+    with pytest.raises(LabError, match="--only lnt: no such stage; there are: lint, unit"):
+        run("lnt")
+
+
+def test_a_folder_without_tests_of_a_kind_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "test_nothing.py").write_text("")
+    use(monkeypatch, Stage("unit", "", [stages.pytest("--rootdir", str(tmp_path), str(tmp_path))]))
+    assert run() == 0
+
+
+def test_the_real_stages_have_each_molecule_scenario_and_debian_13_only_under_long() -> None:
+    scenarios = {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")}
+    short = [stage.name for stage in stages.stages(long=False)]
+    long = {stage.name: stage for stage in stages.stages(long=True)}
+    assert len(set(short)) == len(short)
+    assert {f"molecule-{name}" for name in scenarios} <= set(short)
+    assert not any(name.startswith("trixie-") for name in short)
+    assert all(long[f"trixie-{name}"].environment == {"KESTREL_STACK_SUITE": "trixie"} for name in scenarios)
+
+
+def test_every_shell_script_of_the_checkout_is_linted() -> None:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True
+    ).stdout
+    scripts = {
+        name
+        for name in listed.splitlines()
+        if (ROOT / name).is_file()
+        and (ROOT / name).read_bytes()[:80].splitlines()[:1]
+        in ([b"#!/usr/bin/env bash"], [b"#!/bin/bash"], [b"#!/bin/sh"])
+    }
+    assert {"bin/up", "bin/down", "bin/test", ".ci/run"} <= scripts
+    assert {name for name in scripts if not name.startswith(("templates/", "src/", "tests/"))} <= set(
+        stages.SHELL_SCRIPTS
+    )
+
+
+def test_an_interrupt_ends_the_run_with_130_and_a_table_of_what_ran(tmp_path: Path) -> None:
+    script = """
+import sys
+from kestrel_stack.lab import stages
+slow = ["bash", "-c", "trap 'echo cleaned up; exit 1' INT; echo started; sleep 300 & wait"]
+chosen = [stages.Stage("good", "", [["true"]]), stages.Stage("slow", "", [slow])]
+stages.stages = lambda *, long: chosen
+sys.exit(stages.run(long=False, only=(), list_only=False))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"},
+    )
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if line == "started\n":
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    after = seen.partition("started\n")[2]
+    assert "cleaned up" in after
+    assert "good" in after
