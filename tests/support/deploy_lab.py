@@ -201,6 +201,19 @@ class DeployLab:
                 " .deploy.lock venvs/.lock && find venvs -mindepth 1 -name .broken -delete",
             )
 
+    def settled(self) -> str | None:
+        """The release that every worker of every host runs from, with nothing else about; None: not so."""
+        release = self.current(HOSTS[0])
+        try:
+            self.assert_runs(release)
+            self.assert_clean()
+        except AssertionError:
+            return None
+        if release:
+            for host in HOSTS:
+                self.on(host, f"cd /srv/shop/releases && ls -A | grep -vxF {release} | xargs -r rm -rf --")
+        return release
+
     def hold_venvs(self, host: str) -> subprocess.Popen[str]:
         """Take the lock that a venv is built under, so that `prepare` waits on this host until it ends."""
         held = subprocess.Popen(

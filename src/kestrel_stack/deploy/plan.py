@@ -14,8 +14,12 @@ from .errors import Refused
 PYTHON_SUPPORTED = ((3, 11), (3, 13))
 """Oldest and newest Python of a host: those of Debian 12 and 13."""
 ARCHITECTURES = ("x86_64", "aarch64")
-MIN_UPTIME = 3
-"""Seconds a worker must have been up to count; supervisor says RUNNING after startsecs, which is 2."""
+MIN_UPTIME = 7
+"""Seconds a worker must have been up to count.
+
+Supervisor says RUNNING after startsecs (2), but a consumer whose application does not import stays until it is
+5 seconds old, so that supervisor takes its exit 78 for final.
+"""
 
 _RELEASE = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}\Z")
 _VENV = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}\Z")

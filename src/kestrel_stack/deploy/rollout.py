@@ -437,7 +437,8 @@ class Rollout:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
-        left = self.session.release(self._details)
+        with _uninterrupted(self.out):
+            left = self.session.release(self._details)
         for line in left:
             self.out.bad(line)
         if error is None:
@@ -768,6 +769,25 @@ def _interruptible() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _uninterrupted(out: Report) -> Iterator[None]:
+    """Answer Ctrl-C with patience: what follows puts the hosts in order, and is bounded."""
+
+    def explain(*_: object) -> None:
+        out.step("Putting the hosts in order, this ends by itself")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, explain) for number in numbers}
     try:
         yield
     finally:

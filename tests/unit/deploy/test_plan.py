@@ -141,7 +141,7 @@ def test_workers_are_good_when_all_run_from_the_release_and_have_outlived_starts
     [
         (worker(R2), f"runs from {R2}", False, False),
         (worker(None), "runs from an unknown release", False, False),
-        (worker(uptime=2), "up for 2 s only", False, False),
+        (worker(uptime=6), "up for 6 s only", False, False),
         (worker(state="STARTING"), "is STARTING", False, False),
         (worker(state="BACKOFF"), "is BACKOFF", False, False),
         (worker(state="EXITED"), "is EXITED", False, True),

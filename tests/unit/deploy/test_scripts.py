@@ -451,7 +451,7 @@ def test_a_current_that_somebody_changed_is_not_touched(running):
     assert f"current is {OLD}, not {NEW}" in err
     assert running.workers == {"shop_a": OLD, "shop_b": OLD}
     assert not (running.base / "calls").exists()
-    assert stand(lines) == []
+    assert stand(lines) == ["before"]
 
 
 def test_nothing_is_switched_to_a_release_without_a_complete_venv(running):
