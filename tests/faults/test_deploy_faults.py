@@ -213,7 +213,7 @@ def test_a_wheel_that_the_hosts_pip_refuses_changes_nothing(lab, app, first, tmp
     wheel = make_wheel(tmp_path / "index", "library")
     with zipfile.ZipFile(wheel) as good:
         files = {name: good.read(name) for name in good.namelist()}
-    # Well-formed for pip download, which only looks at the metadata; pip install does not know where to put it.
+    # Well-formed for pip download, which looks at the metadata only; pip install knows no place for it.
     files["library-1.0.data/nonsense/x"] = b""
     with zipfile.ZipFile(wheel, "w") as bad:
         for name, data in files.items():

@@ -17,8 +17,8 @@ ARCHITECTURES = ("x86_64", "aarch64")
 MIN_UPTIME = 7
 """Seconds a worker must have been up to count.
 
-Supervisor says RUNNING after startsecs (2), but a consumer whose application does not import stays until it is
-5 seconds old, so that supervisor takes its exit 78 for final.
+Supervisor says RUNNING after startsecs (2), but a consumer whose application does not import stays until
+it is 5 seconds old, so that supervisor takes its exit 78 for final.
 """
 
 _RELEASE = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}\Z")

@@ -72,7 +72,7 @@ class Report:
             box=box.SIMPLE_HEAD if self.console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0)
         )
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", no_wrap=column in ("host", "release"))
         for row in rows:
             table.add_row(*row)
         with self._lock:
