@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import shutil
+import signal
 import stat
 import subprocess
 import time
@@ -395,3 +396,25 @@ def test_down_on_a_fresh_checkout_says_that_nothing_is_there_and_prepares_nothin
     done = machine.run("bin/down")
     assert (done.returncode, done.stdout) == (0, "nothing is there\n")
     assert machine.changed_nothing()
+
+
+def test_an_interrupted_step_takes_what_it_started_with_it(machine: Machine) -> None:
+    note = machine.checkout.parent / "pid"
+    process = subprocess.Popen(
+        [str(machine.checkout / "bin" / "up")],
+        env={
+            **machine.environment,
+            "PIP_DOES": f"sleep 300 & echo $! >{note}.new; mv {note}.new {note}; wait",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(note.exists)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    wait_for(lambda: not Path(f"/proc/{note.read_text().strip()}").exists())
+    assert machine.run("bin/up").returncode == 0
