@@ -11,12 +11,17 @@ HELPER = "sudo -n /usr/local/sbin/kestrel-stack-workers"
 ROOT = "/srv/news-letter"
 
 # A release as the deploy leaves one, whose consumer says how it was called and then waits for TERM; where the
-# release has a file `exit`, it leaves with that exit code instead.
+# release has a file `exit`, it leaves with that exit code instead; with a file `job` it first finishes 3 s of it.
 CONSUMER = """
 import os, pathlib, signal, sys, time
 here = pathlib.Path(__file__).parents[2]
 print("called", here.name, os.environ["KESTREL_STACK_RELEASE"], os.getcwd(), *sys.argv[1:], flush=True)
-signal.signal(signal.SIGTERM, lambda *_: (print("drained", flush=True), sys.exit(0)))
+def finish(*_):
+    if (here / "job").exists():
+        time.sleep(3)
+    print("drained", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, finish)
 if (here / "exit").exists():
     time.sleep(2.5)
     sys.exit(int((here / "exit").read_text()))
@@ -63,7 +68,8 @@ def helper(ship):
 
 
 def states(report):
-    return [process["state"] for process in report["processes"]]
+    """Return each process's state; none while supervisor does not answer."""
+    return [process["state"] for process in report["processes"]] if report else []
 
 
 @pytest.fixture
@@ -71,7 +77,9 @@ def stopped(helper, eventually):
     """The programs as they are before the first deploy."""
     for group in ("news_digest", "news_bounces"):
         eventually(
-            lambda group=group: set(states(helper("status", group)[1])) <= {"EXITED", "STOPPED"},
+            lambda group=group: (
+                (seen := states(helper("status", group)[1])) and set(seen) <= {"EXITED", "STOPPED"}
+            ),
             f"{group} down",
         )
 
@@ -192,6 +200,29 @@ def test_wrong_usage_ends_with_2_and_one_line(admin, arguments, says):
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_a_stop_of_supervisor_leaves_every_worker_the_time_to_finish_its_job(
+    helper, release, ship, root, eventually, stopped
+):
+    release("20260101T000000Z-aaaaaaaa")
+    assert ship.run(f"touch {ROOT}/releases/20260101T000000Z-aaaaaaaa/job").rc == 0
+    pids = []
+    for group in ("news_digest", "news_bounces"):
+        code, report, error = helper("start", group)
+        assert code == 0, error
+        pids += [str(process["pid"]) for process in report["processes"]]
+    root(HOST, "systemctl stop supervisor")
+    try:
+        for log in ("news_digest_00", "news_digest_02", "news_bounces_00"):
+            text = root(HOST, f"cat /var/log/kestrel-stack/news-letter/{log}.log")
+            assert text.rstrip().endswith("drained"), log
+        left = root(HOST, "ps -e -o pid= | tr -d ' '").split()
+        assert not set(pids) & set(left)
+        assert "killing" not in root(HOST, "journalctl --unit supervisor --output cat").lower()
+    finally:
+        root(HOST, "systemctl start supervisor")
+    eventually(lambda: set(states(helper("status", "news_digest")[1])) == {"RUNNING"}, "workers are back")
 
 
 def test_the_helper_says_so_when_supervisor_is_down(root, admin, eventually, helper):
