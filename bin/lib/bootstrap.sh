@@ -237,5 +237,7 @@ bootstrap() {
     # An environment may be shared: this checkout's source comes before one that is installed there.
     export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
     export ANSIBLE_CONFIG=$root/ansible.cfg
+    # Ansible's and molecule's own files stay in the checkout, out of the home folder.
+    export ANSIBLE_HOME=$root/.ansible
     cd "$root" || fail "cannot enter $root"
 }

@@ -11,7 +11,7 @@ HELPER = "sudo -n /usr/local/sbin/kestrel-stack-workers"
 ROOT = "/srv/news-letter"
 
 # A release as the deploy leaves one, whose consumer says how it was called and then waits for TERM; where the
-# release has a file `exit`, it leaves with that exit code instead; with a file `job` it first finishes 3 s of it.
+# release has a file `exit`, it leaves with that exit code; with a file `job` it finishes 3 s of work first.
 CONSUMER = """
 import os, pathlib, signal, sys, time
 here = pathlib.Path(__file__).parents[2]
