@@ -79,7 +79,7 @@ def test_a_loser_gives_back_the_locks_it_got_and_leaves_the_winners(lab, app, fi
     lab.assert_runs(first)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_deploy_stopped_while_it_prepares_leaves_everything_as_it_was(lab, app, first, number):  # noqa: F811
     held = lab.hold_venvs("worker2")
     run = lab.start("deploy", f"--app={app.path}")
@@ -94,6 +94,7 @@ def test_a_deploy_stopped_while_it_prepares_leaves_everything_as_it_was(lab, app
     assert lab.on("worker1", "ls -A /srv/shop/releases") == first
 
 
+@pytest.mark.long
 def test_a_deploy_stopped_while_it_sends_leaves_everything_as_it_was(lab, app, first):  # noqa: F811
     with (app.path / "large.bin").open("wb") as large, Path("/dev/urandom").open("rb") as noise:
         shutil.copyfileobj(Limited(noise, 120_000_000), large)
@@ -151,6 +152,7 @@ def test_a_deploy_stopped_while_a_host_switches_puts_that_host_back(lab, app, fi
     lab.assert_runs(first)
 
 
+@pytest.mark.long
 def test_a_deploy_stopped_at_the_second_host_names_the_first(lab, app, first):  # noqa: F811
     run = lab.start("deploy", f"--app={app.path}")
     run.wait_for("worker2", "switched to")
@@ -196,6 +198,7 @@ def test_an_application_that_fails_on_the_second_host_names_the_first(lab, app, 
     lab.assert_clean()
 
 
+@pytest.mark.long
 def test_a_first_deploy_that_fails_leaves_no_release(lab, app):  # noqa: F811
     lab.reset()
     app.write("shop/jobs.py", BROKEN_JOBS)
@@ -275,6 +278,7 @@ def test_an_unknown_host_key_is_refused(lab, app, first, tmp_path):  # noqa: F81
     lab.assert_runs(first)
 
 
+@pytest.mark.long
 def test_a_changed_host_key_is_refused(lab, app, first, tmp_path):  # noqa: F811
     known = Path(re.search(r"UserKnownHostsFile (.*)", lab.ssh_config.read_text()).group(1)).read_text()
     names = list(dict.fromkeys(re.findall(r"^(\S+) ", known, re.MULTILINE)))
@@ -300,6 +304,7 @@ def test_a_host_where_sudo_refuses_is_named_before_anything_changes(lab, app, fi
     lab.assert_runs(first)
 
 
+@pytest.mark.long
 def test_a_missing_helper_is_named(lab, app):  # noqa: F811
     lab.reset()
     path = "/usr/local/sbin/kestrel-stack-workers"
@@ -313,6 +318,7 @@ def test_a_missing_helper_is_named(lab, app):  # noqa: F811
     lab.assert_runs(None)
 
 
+@pytest.mark.long
 def test_a_disk_that_is_too_small_is_named_before_anything_is_sent(lab, app, first):  # noqa: F811
     # The running workers keep their old folders open meanwhile.
     lab.on(
