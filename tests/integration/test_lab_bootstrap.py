@@ -410,6 +410,8 @@ def test_an_interrupted_step_takes_what_it_started_with_it(machine: Machine) -> 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell cannot trap what it inherits as ignored, as it does when the tests run in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(note.exists)
     process.send_signal(signal.SIGINT)

@@ -118,9 +118,14 @@ def _signal(process: subprocess.Popen[str], number: int) -> None:
 
 
 def interrupts_on_term() -> None:
-    """Treat SIGTERM as Ctrl-C: say what stands, end what runs."""
+    """Treat SIGTERM as Ctrl-C: say what stands, end what runs.
+
+    SIGINT too is handled here: a program that a shell put into the background inherits it ignored, and would
+    pass that on to everything it starts.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for term in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(term, interrupt)

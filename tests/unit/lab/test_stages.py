@@ -127,7 +127,7 @@ def test_every_shell_script_of_the_checkout_is_linted() -> None:
     )
 
 
-def test_an_interrupt_ends_the_run_with_130_and_a_table_of_what_ran(tmp_path: Path) -> None:
+def test_an_interrupt_lets_a_stage_clean_up_and_ends_with_130_and_a_table() -> None:
     script = """
 import sys
 from kestrel_stack.lab import stages
