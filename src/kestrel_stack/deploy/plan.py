@@ -60,8 +60,8 @@ class Group:
 
     @property
     def running(self) -> int:
-        """How many processes run."""
-        return sum(process.state == "RUNNING" for process in self.processes)
+        """How many processes run a release; without one only the start wrapper runs, for some seconds."""
+        return sum(process.state == "RUNNING" and process.release is not None for process in self.processes)
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,10 @@ def workers_text(state: HostState) -> str:
             words.append(f"{group.name} ? ({group.error[:80]})")
             continue
         words.append(f"{group.name} {group.running}/{len(group.processes)}")
-        old = {process.release for process in group.processes if process.state == "RUNNING"} - {state.current}
+        old = {process.release for process in group.processes if process.state == "RUNNING"}
+        old -= {None, state.current}
         if old:
-            words[-1] += f" (from {', '.join(sorted(str(name) for name in old))})"
+            words[-1] += f" (from {', '.join(sorted(old))})"
     return ", ".join(words) or "none"
 
 
