@@ -12,7 +12,7 @@ from collections.abc import Callable
 from fabric import Connection, task
 from invoke.exceptions import Exit
 
-from kestrel_stack.deploy import rollout
+from kestrel_stack.deploy import commands
 from kestrel_stack.deploy.errors import FAILED, DeployError
 from kestrel_stack.deploy.report import Report
 
@@ -70,8 +70,8 @@ def deploy(
     Takes a commit, never the files as they lie about. A host that fails goes back to its old release;
     hosts that were switched before it stay on the new one and are named.
     """
-    ask = rollout.Ask(env, ref, app, limit, is_dry(context, dry_run), force, allow_dirty)
-    end(lambda out: rollout.deploy(ask, out))
+    ask = commands.Ask(env, ref, app, limit, is_dry(context, dry_run), force, allow_dirty)
+    end(lambda out: commands.deploy(ask, out))
 
 
 @command(
@@ -88,22 +88,22 @@ def rollback(
     dry_run: bool = False,
 ) -> None:
     """Go back to an earlier release that is still on the hosts, as carefully as a deploy goes forward."""
-    end(lambda out: rollout.rollback(env, to, limit, is_dry(context, dry_run), out))
+    end(lambda out: commands.rollback(env, to, limit, is_dry(context, dry_run), out))
 
 
 @command(env=ENV, limit=LIMIT, json="print data for programs")
 def status(context: Connection, env: str = "lab", limit: str | None = None, json: bool = False) -> None:
     """Show how every host stands: release, age, workers, lock."""
-    end(lambda out: rollout.status(env, limit, json, out))
+    end(lambda out: commands.status(env, limit, json, out))
 
 
 @command(env=ENV, limit=LIMIT)
 def releases(context: Connection, env: str = "lab", limit: str | None = None) -> None:
     """Show which releases are on the hosts, newest first, and where each is current."""
-    end(lambda out: rollout.releases(env, limit, out))
+    end(lambda out: commands.releases(env, limit, out))
 
 
 @command(env=ENV, limit=LIMIT)
 def unlock(context: Connection, env: str = "lab", limit: str | None = None) -> None:
     """Remove the lock of a deploy that died, and show whose it was."""
-    end(lambda out: rollout.unlock(env, limit, out))
+    end(lambda out: commands.unlock(env, limit, out))

@@ -85,7 +85,17 @@ class Report:
             self.console.file.flush()
 
 
-# --- texts of tables, pure ---------------------------------------------------------------------------
+# --- texts, pure ---------------------------------------------------------------------------
+
+
+def count(number: int, thing: str) -> str:
+    """Say how many: ``1 host``, ``2 hosts``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def size(number: int) -> str:
+    """Say how large: bytes as ``12 kB`` or ``3.4 MB``."""
+    return f"{number / 1_000_000:.1f} MB" if number >= 100_000 else f"{max(1, number // 1000)} kB"
 
 
 def age(created_at: str, now: datetime) -> str:

@@ -1,411 +1,24 @@
-"""Layer three: the commands themselves, and the only place where hosts are touched.
+"""Layer three: switching hosts, one after the other, and knowing at every moment how each stands.
 
-The way of a deploy: plan (one round trip per host), lock, build once, send what a host lacks, prepare beside
-the running release, then host by host: drain, switch, start, verify. Until the first switch nothing has
-changed for anybody; a host that fails goes back; the lock is given back whatever happens.
+Per host: drain, switch, start, verify. A host that fails goes back; the lock is given back whatever happens.
 """
 
 from __future__ import annotations
 
-import getpass
-import os
-import signal
-import socket
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from . import build, description, plan, report, scripts
-from .description import Environment, Host
-from .errors import CHANGED, DONE, FAILED, Cancelled, DeployError, Failed, HostError, Locked, Refused
+from . import build, plan, scripts
+from .description import Host
+from .errors import CHANGED, FAILED, Cancelled, DeployError, HostError
 from .plan import HostState
-from .report import Report
-from .ssh import Remote, Result, on_all
+from .report import Report, count
+from .session import Session, timestamp, uninterrupted, who
 
 BEFORE = "as before"
 AFTER = "switched, every worker verified"
 BROKEN = "NOT as before: its workers do not all run"
 UNKNOWN = "unknown: it does not answer"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a person asked `fab deploy` for."""
-
-    env: str = "lab"
-    ref: str = "HEAD"
-    app: str = "examples/shop"
-    limit: str | None = None
-    dry_run: bool = False
-    force: bool = False
-    allow_dirty: bool = False
-
-
-class Session:
-    """Connections to the hosts of an environment, and what is known of them."""
-
-    def __init__(self, environment: Environment, out: Report) -> None:
-        self.environment = environment
-        self.out = out
-        self.cancel = threading.Event()
-        self.remotes = {host.name: Remote(host, self.cancel) for host in environment.hosts}
-        self.states: dict[str, HostState] = {}
-        self.lock_id = uuid.uuid4().hex
-        self.locked: list[Host] = []
-        out.hosts(self.remotes)
-
-    @property
-    def hosts(self) -> tuple[Host, ...]:
-        """The hosts, in the inventory's order."""
-        return self.environment.hosts
-
-    @property
-    def root(self) -> str:
-        """The application's folder on every host."""
-        return self.environment.root
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for remote in self.remotes.values():
-            remote.close()
-
-    # --- scripts --------------------------------------------------------------------------------------
-
-    def run(self, host: Host, script: str, what: str, timeout: float = 60, **kwargs: Any) -> Result:
-        """Run a script on a host. Raises HostError with the script's own complaint when it fails."""
-        result = self.remotes[host.name].run(script, what=what, timeout=timeout, **kwargs)
-        if result.code != 0:
-            raise HostError(host.name, f"{what}: {result.complaint}")
-        return result
-
-    def everywhere(self, hosts: Sequence[Host], action: Callable[[Host], Any]) -> dict[Host, Any]:
-        """Do something on several hosts, capped. Raises one error that tells of every host that failed."""
-        results, errors = on_all(hosts, action, self.cancel)
-        if errors:
-            raise _together([errors[host] for host in hosts if host in errors])
-        if self.cancel.is_set():
-            raise Cancelled("stopped")
-        return results
-
-    # --- looking --------------------------------------------------------------------------------------
-
-    def look(
-        self, host: Host, shared_files: Sequence[str] = (), *, settle: int = 0, **kwargs: Any
-    ) -> HostState:
-        """Ask one host how it stands, in one round trip."""
-        groups = [queue.group for queue in host.queues]
-        script = scripts.inspect(self.root, groups, shared_files, settle=settle)
-        result = self.run(host, script, "plan", timeout=60 + settle, **kwargs)
-        return plan.parse_inspection(host.name, result.lines)
-
-    def inspect(self, shared_files: Sequence[str] = ()) -> None:
-        """Ask every host how it stands."""
-        found = self.everywhere(self.hosts, lambda host: self.look(host, shared_files))
-        self.states = {host.name: found[host] for host in self.hosts}
-
-    def require_fit(self) -> None:
-        """Raise Refused when a host cannot be deployed to, naming every problem of every host."""
-        found = [
-            f"{host.name}: {problem}"
-            for host in self.hosts
-            for problem in plan.problems(self.states[host.name], host.user, needs_workers=bool(host.queues))
-        ]
-        if found:
-            raise Refused("; ".join(found))
-
-    # --- the lock -------------------------------------------------------------------------------------
-
-    def lock(self, action: str) -> None:
-        """Take the lock of every host. Raises Locked naming the holder; what was taken by then is given back.
-
-        The first host is locked before the others, so that of two deploys to the same hosts one wins.
-        """
-        content = {
-            "id": self.lock_id,
-            "owner": getpass.getuser(),
-            "controller": socket.gethostname(),
-            "pid": os.getpid(),
-            "time": _now(),
-            "action": action,
-        }
-        script = scripts.lock(self.root, content)
-        changed = []
-
-        def take(host: Host) -> None:
-            # Noted before it is tried: a connection that breaks meanwhile may leave a lock behind.
-            self.locked.append(host)
-            for words in plan.events(self.run(host, script, "lock").lines):
-                if words[:2] == ["lock", "held"]:
-                    self.locked.remove(host)
-                    holder = plan.describe_lock(plan.read_lock(words[2] if len(words) > 2 else ""))
-                    raise Locked(
-                        f"{host.name} is locked by {holder}; wait for it, or, when it is dead, run"
-                        f" fab unlock --env {self.environment.name}"
-                    )
-                if words[:2] == ["fact", "current"] and words[2] != self.states[host.name].current:
-                    changed.append(host)
-
-        self.everywhere(self.hosts[:1], take)
-        self.everywhere(self.hosts[1:], take)
-        if changed:
-            # Somebody deployed between our look and our lock.
-            self.inspect()
-
-    def release(self, details: Callable[[Host], dict[str, Any]] = lambda _: {}) -> list[str]:
-        """End on every locked host: note, clean up, give the lock back. Returns what failed, one line each.
-
-        A connection that was lost is tried once more; Ctrl-C does not shorten this.
-        """
-
-        def end(host: Host) -> None:
-            script = scripts.finish(self.root, self.lock_id, **details(host))
-            for last in (False, True):
-                try:
-                    self.run(host, script, "finish", timeout=120, cancellable=False)
-                    return
-                except DeployError as error:
-                    if last or not getattr(error, "lost", True):
-                        raise
-
-        hosts, self.locked = self.locked, []
-        _, errors = on_all(hosts, end, self.cancel)
-        return [
-            f"{errors[host]}: its lock stays; run fab unlock --env {self.environment.name} --limit"
-            f" {host.name}"
-            for host in hosts
-            if host in errors
-        ]
-
-
-# --- deploy ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What was built for one kind of host."""
-
-    wheels: build.Wheels
-
-
-def deploy(ask: Ask, out: Report) -> int:
-    """Roll an application out. Returns the exit code; raises DeployError."""
-    environment = description.load_environment(ask.env, ask.limit)
-    source = build.find_source(ask.app, ask.ref, allow_dirty=ask.allow_dirty)
-    where = source.spec.requirements or "requirements"
-    lock = build.read_lock(source.requirements, where)
-    with Session(environment, out) as session, _interruptible():
-        out.step(
-            f"Plan: {environment.app} from {source.ref} ({source.rev[:8]}) to"
-            f" {_count(len(session.hosts), 'host')} of {environment.name}"
-        )
-        session.inspect(source.spec.shared_files)
-        session.require_fit()
-        _show_plan(session)
-        if ask.dry_run:
-            return _dry_run(session, source, lock, where, ask, out)
-        rollout = Rollout(session, out, "deploy")
-        with rollout:
-            session.lock("deploy")
-            archive, wheels = _build(session, source, lock, where, out)
-            if not ask.force and _up_to_date(session, source, archive, wheels):
-                out.good(
-                    f"Nothing to do: every host runs {source.rev[:8]} with all its workers (--force"
-                    " deploys again)"
-                )
-                return DONE
-            _require_disk(session, archive, wheels)
-            taken = [release.name for state in session.states.values() for release in state.releases]
-            name = plan.release_name(datetime.now(UTC), source.rev, taken)
-            rollout.about(name, source, wheels)
-            _send(session, name, archive, wheels, out)
-            _prepare(session, name, source, archive, wheels, out)
-            rollout.roll(dict.fromkeys(session.hosts, name))
-            rollout.succeeded(source.spec.keep)
-        build.trim_cache()
-    return DONE
-
-
-def _build(
-    session: Session, source: build.Source, lock: build.Lock, where: str, out: Report
-) -> tuple[build.Archive, dict[str, build.Wheels]]:
-    """Build once: the archive, the stack's own wheel, and per kind of host the wheels of the lock."""
-    archive = build.build_archive(source)
-    stack_wheel = build.build_stack_wheel(source)
-    per_target: dict[plan.Target, build.Wheels] = {}
-    wheels = {}
-    for host in session.hosts:
-        target = session.states[host.name].target
-        if target not in per_target:
-            per_target[target] = build.build_wheels(lock, target, stack_wheel, where)
-            made = per_target[target]
-            out.step(
-                f"Build: {_count(len(made.files), 'wheel')} ({_size(made.size)}) for {target};"
-                f" application {_size(archive.size)}"
-            )
-        wheels[host.name] = per_target[target]
-    if session.cancel.is_set():
-        raise Cancelled("stopped")
-    return archive, wheels
-
-
-def _lacks_venv(state: HostState, wheels: build.Wheels) -> bool:
-    return wheels.key not in state.venvs
-
-
-def _up_to_date(
-    session: Session, source: build.Source, archive: build.Archive, wheels: dict[str, build.Wheels]
-) -> bool:
-    return all(
-        plan.is_up_to_date(state, source.rev, archive.sha256, wheels[name].key)
-        for name, state in session.states.items()
-    )
-
-
-def _require_disk(session: Session, archive: build.Archive, wheels: dict[str, build.Wheels]) -> None:
-    short = []
-    for name, state in session.states.items():
-        lacking = wheels[name].size if _lacks_venv(state, wheels[name]) else None
-        need = plan.disk_needed_kb(archive.files_size, archive.size, lacking)
-        free = int(state.facts.get("disk_kb", "0"))
-        if free < need:
-            short.append(
-                f"{name}: {free // 1024} MB free under {session.root}, {need // 1024 + 1} MB needed:"
-                " make room"
-            )
-    if short:
-        raise Refused("; ".join(short))
-
-
-def _dry_run(
-    session: Session, source: build.Source, lock: build.Lock, where: str, ask: Ask, out: Report
-) -> int:
-    archive, wheels = _build(session, source, lock, where, out)
-    _require_disk(session, archive, wheels)
-    for name, state in session.states.items():
-        if state.lock:
-            out.bad(f"is locked by {plan.describe_lock(state.lock)}", name)
-    if not ask.force and _up_to_date(session, source, archive, wheels):
-        out.good(f"Nothing would be done: every host runs {source.rev[:8]} with all its workers")
-        return DONE
-    for host in session.hosts:
-        state = session.states[host.name]
-        venv = "and a new venv" if _lacks_venv(state, wheels[host.name]) else "its venv is there"
-        groups = ", ".join(queue.group for queue in host.queues) or "none"
-        out.step(
-            f"would get a release of {source.rev[:8]} ({venv}) instead of {state.current or 'none'}",
-            host.name,
-        )
-        out.step(f"would drain and start: {groups}", host.name)
-    out.good("Dry run: nothing was changed")
-    return DONE
-
-
-def _send(
-    session: Session, name: str, archive: build.Archive, wheels: dict[str, build.Wheels], out: Report
-) -> None:
-    bundles = {
-        host.name: build.build_bundle(
-            archive, wheels[host.name], with_wheels=_lacks_venv(session.states[host.name], wheels[host.name])
-        )
-        for host in session.hosts
-    }
-
-    def send(host: Host) -> None:
-        bundle = bundles[host.name]
-        # 50 KB a second is a line on which one would rather not deploy.
-        seconds = 120 + bundle.size // 50_000
-        script = scripts.receive(session.root, name, size=bundle.size, sha256=bundle.sha256, seconds=seconds)
-        session.run(host, script, "send", timeout=seconds + 10, upload=bundle.path)
-        out.step(f"received {_size(bundle.size)}", host.name)
-
-    session.everywhere(session.hosts, send)
-
-
-def _prepare(
-    session: Session,
-    name: str,
-    source: build.Source,
-    archive: build.Archive,
-    wheels: dict[str, build.Wheels],
-    out: Report,
-) -> None:
-    created_at = _now()
-
-    def prepare(host: Host) -> None:
-        about = {
-            "release": name,
-            "rev": source.rev,
-            "ref": source.ref,
-            "venv": wheels[host.name].key,
-            "created_at": created_at,
-            "by": _who(),
-            "archive": archive.sha256,
-        }
-        script = scripts.prepare(
-            session.root,
-            name,
-            venv=wheels[host.name].key,
-            stack_wheel=wheels[host.name].stack_wheel,
-            release_json=about,
-            shared_files=source.spec.shared_files,
-            shared_directories=source.spec.shared_directories,
-        )
-        result = session.run(host, script, "prepare", timeout=900)
-        built = False
-        for words in plan.events(result.lines):
-            built = built or words == ["venv", "built"]
-            if words[0] == "warning":
-                out.bad(" ".join(words[1:]), host.name)
-        out.step(f"prepared {name}" + (", new venv" if built else ""), host.name)
-
-    session.everywhere(session.hosts, prepare)
-
-
-# --- rollback ----------------------------------------------------------------------------------------
-
-
-def rollback(env: str, to: str | None, limit: str | None, dry_run: bool, out: Report) -> int:
-    """Go back to an earlier release, in the same careful way. Returns the exit code; raises DeployError."""
-    environment = description.load_environment(env, limit)
-    with Session(environment, out) as session, _interruptible():
-        out.step(
-            f"Plan: rollback of {environment.app} on {_count(len(session.hosts), 'host')} of"
-            f" {environment.name}"
-        )
-        session.inspect()
-        session.require_fit()
-        target = plan.rollback_target(list(session.states.values()), to)
-        _show_plan(session)
-        out.step(f"Back to {target}")
-        if dry_run:
-            out.good("Dry run: nothing was changed")
-            return DONE
-        rollout = Rollout(session, out, "rollback")
-        with rollout:
-            session.lock("rollback")
-            plan.rollback_target(list(session.states.values()), target)
-            rollout.about(target)
-            hosts = [host for host in session.hosts if not _runs(session.states[host.name], target)]
-            if not hosts:
-                out.good(f"Nothing to do: every host runs {target} with all its workers")
-                return DONE
-            rollout.roll(dict.fromkeys(hosts, target))
-            rollout.succeeded(None)
-    return DONE
-
-
-def _runs(state: HostState, release: str) -> bool:
-    return state.current == release and plan.judge(state.groups, release, 0).ok
-
-
-# --- the roll ----------------------------------------------------------------------------------------
 
 
 class Rollout:
@@ -437,7 +50,7 @@ class Rollout:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
-        with _uninterrupted(self.out):
+        with uninterrupted(self.out):
             left = self.session.release(self._details)
         for line in left:
             self.out.bad(line)
@@ -445,7 +58,7 @@ class Rollout:
             if self._done:
                 self._summary()
                 past = "Deployed" if self.action == "deploy" else "Rolled back to"
-                self.out.good(f"{past} {self.name} on {_count(len(self.stand), 'host')}")
+                self.out.good(f"{past} {self.name} on {count(len(self.stand), 'host')}")
             if left:
                 raise DeployError("; ".join(left), CHANGED)
             return False
@@ -488,13 +101,13 @@ class Rollout:
         details: dict[str, Any] = {}
         if host.name in self._tried:
             details["record"] = {
-                "at": _now(),
+                "at": timestamp(),
                 "action": self.action,
                 "release": self.name,
                 "previous": state.current or None,
                 "rev": self._source.rev if self._source else getattr(state.release(self.name), "rev", None),
                 "ref": self._source.ref if self._source else getattr(state.release(self.name), "ref", None),
-                "by": _who(),
+                "by": who(),
                 "id": self.session.lock_id,
                 "result": "ok" if stand == AFTER else "failed",
             }
@@ -594,7 +207,7 @@ class Rollout:
             if self.session.cancel.wait(0.5):
                 raise Cancelled("stopped")
         count = sum(queue.processes for queue in host.queues)
-        self.out.good(f"verified: {_count(count, 'worker')} from {release}", host.name)
+        self.out.good(f"verified: {count(count, 'worker')} from {release}", host.name)
 
     def _go_back(self, host: Host, new: str, old: str, why: DeployError) -> None:
         """Put a host back on its old release, after a failed verification or a lost connection."""
@@ -629,183 +242,3 @@ class Rollout:
 
 
 _SWITCH_TEXTS = {"drained": "drained", "switched": "switched to", "started": "started", "back": "back on"}
-
-
-# --- looking, and locks ------------------------------------------------------------------------------
-
-
-def _look_everywhere(session: Session) -> dict[str, BaseException]:
-    """Fill the session's states; return the errors of hosts that do not answer, by name."""
-    found, errors = on_all(session.hosts, session.look, session.cancel)
-    if session.cancel.is_set():
-        raise Cancelled("stopped")
-    for error in errors.values():
-        if not isinstance(error, DeployError):
-            raise error
-    session.states = {host.name: found[host] for host in session.hosts if host in found}
-    return {host.name: errors[host] for host in session.hosts if host in errors}
-
-
-def _end_with(errors: dict[str, BaseException]) -> int:
-    if errors:
-        raise Refused("; ".join(str(error) for error in errors.values()))
-    return DONE
-
-
-def status(env: str, limit: str | None, as_json: bool, out: Report) -> int:
-    """Show how every host stands."""
-    environment = description.load_environment(env, limit)
-    with Session(environment, out) as session, _interruptible():
-        errors = _look_everywhere(session)
-        now = datetime.now(UTC)
-        if as_json:
-            hosts = [
-                report.status_json(session.states[host.name])
-                if host.name in session.states
-                else {"host": host.name, "answers": False, "error": str(errors[host.name])}
-                for host in session.hosts
-            ]
-            out.json({"environment": environment.name, "app": environment.app, "hosts": hosts})
-        else:
-            rows = [
-                report.status_row(session.states[host.name], now)
-                if host.name in session.states
-                else [host.name, "does not answer", "", "", "", ""]
-                for host in session.hosts
-            ]
-            out.table(report.STATUS_COLUMNS, rows)
-        return _end_with(errors)
-
-
-def releases(env: str, limit: str | None, out: Report) -> int:
-    """Show the releases of every host, newest first."""
-    environment = description.load_environment(env, limit)
-    with Session(environment, out) as session, _interruptible():
-        errors = _look_everywhere(session)
-        rows = []
-        names = {release.name for state in session.states.values() for release in state.releases}
-        now = datetime.now(UTC)
-        for name in sorted(names, reverse=True):
-            having = [state for state in session.states.values() if state.release(name)]
-            one = having[0].release(name)
-            current = [state.host for state in having if state.current == name]
-            bad = [state.host for state in having if not state.release(name).verified]
-            rows.append(
-                [
-                    name,
-                    one.ref,
-                    age_text if (age_text := report.age(one.created_at, now)) else "?",
-                    one.by,
-                    ", ".join(state.host for state in having),
-                    ", ".join(current),
-                    f"never verified on {', '.join(bad)}" if bad else "",
-                ]
-            )
-        if rows:
-            out.table(("release", "ref", "age", "by", "on", "current on", ""), rows)
-        elif not errors:
-            out.line(f"No releases of {environment.app} yet: run fab deploy --env {environment.name}")
-        return _end_with(errors)
-
-
-def unlock(env: str, limit: str | None, out: Report) -> int:
-    """Show the locks and remove them."""
-    environment = description.load_environment(env, limit)
-    with Session(environment, out) as session, _interruptible():
-        errors = _look_everywhere(session)
-        for host in session.hosts:
-            state = session.states.get(host.name)
-            if state is None:
-                continue
-            if state.lock is None:
-                out.step("is not locked", host.name)
-                continue
-            holder = plan.describe_lock(state.lock)
-            # The lock that was shown is removed, not one that somebody takes meanwhile.
-            mark = str(state.lock.get("id") or state.lock.get("content") or "")
-            result = session.run(host, scripts.unlock(session.root, mark), "unlock")
-            if any(words[0] == "kept" for words in plan.events(result.lines)):
-                errors[host.name] = Refused(f"{host.name}: the lock was taken anew meanwhile and stays")
-            else:
-                out.good(f"unlocked; it was held by {holder}", host.name)
-        return _end_with(errors)
-
-
-# --- small things ------------------------------------------------------------------------------------
-
-
-def _show_plan(session: Session) -> None:
-    for host in session.hosts:
-        state = session.states[host.name]
-        session.out.step(
-            f"{state.current or 'no release yet'}; workers: {report.workers_text(state)}; {state.target}",
-            host.name,
-        )
-
-
-def _together(errors: Sequence[BaseException]) -> BaseException:
-    """One error for several hosts; the strongest decides its kind, so that the exit code is true."""
-    for error in errors:
-        if not isinstance(error, DeployError):
-            return error
-    stopped = [error for error in errors if isinstance(error, Cancelled)]
-    real = [error for error in errors if not isinstance(error, Cancelled)] or stopped[:1]
-    if len(real) == 1:
-        return real[0]
-    code = max(error.code for error in real)
-    kind = next(type(error) for error in real if error.code == code)
-    text = "; ".join(dict.fromkeys(str(error) for error in real))
-    return kind(text) if kind in (Refused, Locked, Cancelled) else Failed(text, code)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a deploy the way Ctrl-C does: in order."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _uninterrupted(out: Report) -> Iterator[None]:
-    """Answer Ctrl-C with patience: what follows puts the hosts in order, and is bounded."""
-
-    def explain(*_: object) -> None:
-        out.step("Putting the hosts in order, this ends by itself")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, explain) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _who() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _size(number: int) -> str:
-    return f"{number / 1_000_000:.1f} MB" if number >= 100_000 else f"{max(1, number // 1000)} kB"

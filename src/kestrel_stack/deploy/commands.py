@@ -1,0 +1,356 @@
+"""The commands themselves, as `fabfile.py` calls them. Each returns an exit code or raises DeployError.
+
+The way of a deploy: plan (one round trip per host), lock, build once, send what a host lacks, prepare beside
+the running release, then switch host by host (see ``rollout``). Until the first switch nothing has
+changed for anybody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from . import build, description, plan, report, scripts
+from .description import Host
+from .errors import DONE, Cancelled, DeployError, Refused
+from .plan import HostState
+from .report import Report, count, size
+from .rollout import Rollout
+from .session import Session, interruptible, timestamp, who
+from .ssh import on_all
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a person asked `fab deploy` for."""
+
+    env: str = "lab"
+    ref: str = "HEAD"
+    app: str = "examples/shop"
+    limit: str | None = None
+    dry_run: bool = False
+    force: bool = False
+    allow_dirty: bool = False
+
+
+# --- deploy ------------------------------------------------------------------------------------------
+
+
+def deploy(ask: Ask, out: Report) -> int:
+    """Roll an application out. Returns the exit code; raises DeployError."""
+    environment = description.load_environment(ask.env, ask.limit)
+    source = build.find_source(ask.app, ask.ref, allow_dirty=ask.allow_dirty)
+    where = source.spec.requirements or "requirements"
+    lock = build.read_lock(source.requirements, where)
+    with Session(environment, out) as session, interruptible():
+        out.step(
+            f"Plan: {environment.app} from {source.ref} ({source.rev[:8]}) to"
+            f" {count(len(session.hosts), 'host')} of {environment.name}"
+        )
+        session.inspect(source.spec.shared_files)
+        session.require_fit()
+        _show_plan(session)
+        if ask.dry_run:
+            return _dry_run(session, source, lock, where, ask, out)
+        rollout = Rollout(session, out, "deploy")
+        with rollout:
+            session.lock("deploy")
+            archive, wheels = _build(session, source, lock, where, out)
+            if not ask.force and _up_to_date(session, source, archive, wheels):
+                out.good(
+                    f"Nothing to do: every host runs {source.rev[:8]} with all its workers (--force"
+                    " deploys again)"
+                )
+                return DONE
+            _require_disk(session, archive, wheels)
+            taken = [release.name for state in session.states.values() for release in state.releases]
+            name = plan.release_name(datetime.now(UTC), source.rev, taken)
+            rollout.about(name, source, wheels)
+            _send(session, name, archive, wheels, out)
+            _prepare(session, name, source, archive, wheels, out)
+            rollout.roll(dict.fromkeys(session.hosts, name))
+            rollout.succeeded(source.spec.keep)
+        build.trim_cache()
+    return DONE
+
+
+def _build(
+    session: Session, source: build.Source, lock: build.Lock, where: str, out: Report
+) -> tuple[build.Archive, dict[str, build.Wheels]]:
+    """Build once: the archive, the stack's own wheel, and per kind of host the wheels of the lock."""
+    archive = build.build_archive(source)
+    stack_wheel = build.build_stack_wheel(source)
+    per_target: dict[plan.Target, build.Wheels] = {}
+    wheels = {}
+    for host in session.hosts:
+        target = session.states[host.name].target
+        if target not in per_target:
+            per_target[target] = build.build_wheels(lock, target, stack_wheel, where)
+            made = per_target[target]
+            out.step(
+                f"Build: {count(len(made.files), 'wheel')} ({size(made.size)}) for {target};"
+                f" application {size(archive.size)}"
+            )
+        wheels[host.name] = per_target[target]
+    if session.cancel.is_set():
+        raise Cancelled("stopped")
+    return archive, wheels
+
+
+def _lacks_venv(state: HostState, wheels: build.Wheels) -> bool:
+    return wheels.key not in state.venvs
+
+
+def _up_to_date(
+    session: Session, source: build.Source, archive: build.Archive, wheels: dict[str, build.Wheels]
+) -> bool:
+    return all(
+        plan.is_up_to_date(state, source.rev, archive.sha256, wheels[name].key)
+        for name, state in session.states.items()
+    )
+
+
+def _require_disk(session: Session, archive: build.Archive, wheels: dict[str, build.Wheels]) -> None:
+    short = []
+    for name, state in session.states.items():
+        lacking = wheels[name].size if _lacks_venv(state, wheels[name]) else None
+        need = plan.disk_needed_kb(archive.files_size, archive.size, lacking)
+        free = int(state.facts.get("disk_kb", "0"))
+        if free < need:
+            short.append(
+                f"{name}: {free // 1024} MB free under {session.root}, {need // 1024 + 1} MB needed:"
+                " make room"
+            )
+    if short:
+        raise Refused("; ".join(short))
+
+
+def _dry_run(
+    session: Session, source: build.Source, lock: build.Lock, where: str, ask: Ask, out: Report
+) -> int:
+    archive, wheels = _build(session, source, lock, where, out)
+    _require_disk(session, archive, wheels)
+    for name, state in session.states.items():
+        if state.lock:
+            out.bad(f"is locked by {plan.describe_lock(state.lock)}", name)
+    if not ask.force and _up_to_date(session, source, archive, wheels):
+        out.good(f"Nothing would be done: every host runs {source.rev[:8]} with all its workers")
+        return DONE
+    for host in session.hosts:
+        state = session.states[host.name]
+        venv = "and a new venv" if _lacks_venv(state, wheels[host.name]) else "its venv is there"
+        groups = ", ".join(queue.group for queue in host.queues) or "none"
+        out.step(
+            f"would get a release of {source.rev[:8]} ({venv}) instead of {state.current or 'none'}",
+            host.name,
+        )
+        out.step(f"would drain and start: {groups}", host.name)
+    out.good("Dry run: nothing was changed")
+    return DONE
+
+
+def _send(
+    session: Session, name: str, archive: build.Archive, wheels: dict[str, build.Wheels], out: Report
+) -> None:
+    bundles = {
+        host.name: build.build_bundle(
+            archive, wheels[host.name], with_wheels=_lacks_venv(session.states[host.name], wheels[host.name])
+        )
+        for host in session.hosts
+    }
+
+    def send(host: Host) -> None:
+        bundle = bundles[host.name]
+        # 50 KB a second is a line on which one would rather not deploy.
+        seconds = 120 + bundle.size // 50_000
+        script = scripts.receive(session.root, name, size=bundle.size, sha256=bundle.sha256, seconds=seconds)
+        session.run(host, script, "send", timeout=seconds + 10, upload=bundle.path)
+        out.step(f"received {size(bundle.size)}", host.name)
+
+    session.everywhere(session.hosts, send)
+
+
+def _prepare(
+    session: Session,
+    name: str,
+    source: build.Source,
+    archive: build.Archive,
+    wheels: dict[str, build.Wheels],
+    out: Report,
+) -> None:
+    created_at = timestamp()
+
+    def prepare(host: Host) -> None:
+        about = {
+            "release": name,
+            "rev": source.rev,
+            "ref": source.ref,
+            "venv": wheels[host.name].key,
+            "created_at": created_at,
+            "by": who(),
+            "archive": archive.sha256,
+        }
+        script = scripts.prepare(
+            session.root,
+            name,
+            venv=wheels[host.name].key,
+            stack_wheel=wheels[host.name].stack_wheel,
+            release_json=about,
+            shared_files=source.spec.shared_files,
+            shared_directories=source.spec.shared_directories,
+        )
+        result = session.run(host, script, "prepare", timeout=900)
+        built = False
+        for words in plan.events(result.lines):
+            built = built or words == ["venv", "built"]
+            if words[0] == "warning":
+                out.bad(" ".join(words[1:]), host.name)
+        out.step(f"prepared {name}" + (", new venv" if built else ""), host.name)
+
+    session.everywhere(session.hosts, prepare)
+
+
+# --- rollback ----------------------------------------------------------------------------------------
+
+
+def rollback(env: str, to: str | None, limit: str | None, dry_run: bool, out: Report) -> int:
+    """Go back to an earlier release, in the same careful way. Returns the exit code; raises DeployError."""
+    environment = description.load_environment(env, limit)
+    with Session(environment, out) as session, interruptible():
+        out.step(
+            f"Plan: rollback of {environment.app} on {count(len(session.hosts), 'host')} of"
+            f" {environment.name}"
+        )
+        session.inspect()
+        session.require_fit()
+        target = plan.rollback_target(list(session.states.values()), to)
+        _show_plan(session)
+        out.step(f"Back to {target}")
+        if dry_run:
+            out.good("Dry run: nothing was changed")
+            return DONE
+        rollout = Rollout(session, out, "rollback")
+        with rollout:
+            session.lock("rollback")
+            plan.rollback_target(list(session.states.values()), target)
+            rollout.about(target)
+            hosts = [host for host in session.hosts if not _runs(session.states[host.name], target)]
+            if not hosts:
+                out.good(f"Nothing to do: every host runs {target} with all its workers")
+                return DONE
+            rollout.roll(dict.fromkeys(hosts, target))
+            rollout.succeeded(None)
+    return DONE
+
+
+def _runs(state: HostState, release: str) -> bool:
+    return state.current == release and plan.judge(state.groups, release, 0).ok
+
+
+# --- looking, and locks ------------------------------------------------------------------------------
+
+
+def _look_everywhere(session: Session) -> dict[str, BaseException]:
+    """Fill the session's states; return the errors of hosts that do not answer, by name."""
+    found, errors = on_all(session.hosts, session.look, session.cancel)
+    if session.cancel.is_set():
+        raise Cancelled("stopped")
+    for error in errors.values():
+        if not isinstance(error, DeployError):
+            raise error
+    session.states = {host.name: found[host] for host in session.hosts if host in found}
+    return {host.name: errors[host] for host in session.hosts if host in errors}
+
+
+def _end_with(errors: dict[str, BaseException]) -> int:
+    if errors:
+        raise Refused("; ".join(str(error) for error in errors.values()))
+    return DONE
+
+
+def status(env: str, limit: str | None, as_json: bool, out: Report) -> int:
+    """Show how every host stands."""
+    environment = description.load_environment(env, limit)
+    with Session(environment, out) as session, interruptible():
+        errors = _look_everywhere(session)
+        now = datetime.now(UTC)
+        if as_json:
+            hosts = [
+                report.status_json(session.states[host.name])
+                if host.name in session.states
+                else {"host": host.name, "answers": False, "error": str(errors[host.name])}
+                for host in session.hosts
+            ]
+            out.json({"environment": environment.name, "app": environment.app, "hosts": hosts})
+        else:
+            rows = [
+                report.status_row(session.states[host.name], now)
+                if host.name in session.states
+                else [host.name, "does not answer", "", "", "", ""]
+                for host in session.hosts
+            ]
+            out.table(report.STATUS_COLUMNS, rows)
+        return _end_with(errors)
+
+
+def releases(env: str, limit: str | None, out: Report) -> int:
+    """Show the releases of every host, newest first."""
+    environment = description.load_environment(env, limit)
+    with Session(environment, out) as session, interruptible():
+        errors = _look_everywhere(session)
+        rows = []
+        names = {release.name for state in session.states.values() for release in state.releases}
+        now = datetime.now(UTC)
+        for name in sorted(names, reverse=True):
+            having = [state for state in session.states.values() if state.release(name)]
+            one = having[0].release(name)
+            current = [state.host for state in having if state.current == name]
+            bad = [state.host for state in having if not state.release(name).verified]
+            rows.append(
+                [
+                    name,
+                    one.ref,
+                    age_text if (age_text := report.age(one.created_at, now)) else "?",
+                    one.by,
+                    ", ".join(state.host for state in having),
+                    ", ".join(current),
+                    f"never verified on {', '.join(bad)}" if bad else "",
+                ]
+            )
+        if rows:
+            out.table(("release", "ref", "age", "by", "on", "current on", ""), rows)
+        elif not errors:
+            out.line(f"No releases of {environment.app} yet: run fab deploy --env {environment.name}")
+        return _end_with(errors)
+
+
+def unlock(env: str, limit: str | None, out: Report) -> int:
+    """Show the locks and remove them."""
+    environment = description.load_environment(env, limit)
+    with Session(environment, out) as session, interruptible():
+        errors = _look_everywhere(session)
+        for host in session.hosts:
+            state = session.states.get(host.name)
+            if state is None:
+                continue
+            if state.lock is None:
+                out.step("is not locked", host.name)
+                continue
+            holder = plan.describe_lock(state.lock)
+            # The lock that was shown is removed, not one that somebody takes meanwhile.
+            mark = str(state.lock.get("id") or state.lock.get("content") or "")
+            result = session.run(host, scripts.unlock(session.root, mark), "unlock")
+            if any(words[0] == "kept" for words in plan.events(result.lines)):
+                errors[host.name] = Refused(f"{host.name}: the lock was taken anew meanwhile and stays")
+            else:
+                out.good(f"unlocked; it was held by {holder}", host.name)
+        return _end_with(errors)
+
+
+def _show_plan(session: Session) -> None:
+    for host in session.hosts:
+        state = session.states[host.name]
+        session.out.step(
+            f"{state.current or 'no release yet'}; workers: {report.workers_text(state)}; {state.target}",
+            host.name,
+        )
