@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,14 +13,16 @@ from kestrel_stack.lab.errors import LabError
 from kestrel_stack.lab.inventory import CHECKOUT
 from kestrel_stack.lab.progress import say
 
-LOCK = Path("requirements") / "controller.txt"
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where a newcomer's programs are; Pythons that somebody built for this machine are elsewhere."""
+OURS = ("PYTHONPATH", "ANSIBLE_CONFIG", "ANSIBLE_HOME", "KESTREL_STACK_VENV", "VIRTUAL_ENV")
 
 
 def run(checkout: Path = CHECKOUT) -> int:
     """Run it and return 0; raises LabError naming the step that did not do what it must.
 
-    The clone has what is committed. It uses this virtual environment, since a cold one only tests the package
-    index again.
+    The clone has what is committed, and makes a virtual environment of its own from the distribution's Python:
+    Debian 12's 3.11.2 lacks what later patch releases of 3.11 have.
     """
     with tempfile.TemporaryDirectory(prefix="kestrel-stack-newcomer-") as folder:
         clone = Path(folder).resolve() / "kestrel-stack"
@@ -58,15 +60,10 @@ def _git(checkout: Path, clone: Path) -> None:
 
 def _program(clone: Path, *command: str) -> tuple[int, str]:
     say(f"$ {' '.join(command)}")
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "ANSIBLE_CONFIG")
-    }
+    environment = {key: value for key, value in os.environ.items() if key not in OURS}
     environment |= {"CI": "true"}
-    # Another lock than the one this environment was made from would replace it while it is running.
-    if (clone / LOCK).read_bytes() == (CHECKOUT / LOCK).read_bytes():
-        environment["KESTREL_STACK_VENV"] = sys.prefix
-    else:
-        environment.pop("KESTREL_STACK_VENV", None)
+    if shutil.which("python3", path=SYSTEM_PATH):
+        environment["PATH"] = SYSTEM_PATH
     lines: list[str] = []
 
     def show(line: str) -> None:
