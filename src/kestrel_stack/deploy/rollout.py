@@ -6,6 +6,7 @@ Per host: drain, switch, start, verify. A host that fails goes back; the lock is
 from __future__ import annotations
 
 import time
+import traceback
 from typing import Any
 
 from . import build, plan, scripts
@@ -65,7 +66,11 @@ class Rollout:
         if isinstance(error, KeyboardInterrupt):
             error = Cancelled("stopped")
         if not isinstance(error, DeployError):
-            return False
+            if not self._tried:
+                return False
+            # A defect of ours: who mends it needs the trace, who deployed needs to know how the hosts stand.
+            traceback.print_exception(error)
+            error = DeployError(f"defect: {type(error).__name__}: {error}", FAILED)
         if self._tried or isinstance(error, Cancelled):
             self._summary()
         raise self._verdict(error) from None
@@ -139,7 +144,7 @@ class Rollout:
                 raise HostError(host.name, "switch: it did not say how it ended")
             self.stand[host.name] = UNKNOWN
             self._verify(host, new)
-        except (HostError, Cancelled) as error:
+        except Exception as error:  # a defect of ours, too, must not leave a host half-way
             if self.stand[host.name] == UNKNOWN:
                 self._go_back(host, new, old, error)
             raise
@@ -206,10 +211,10 @@ class Rollout:
                 raise HostError(host.name, f"verify: {verdict.reason}; its log is under {log}")
             if self.session.cancel.wait(0.5):
                 raise Cancelled("stopped")
-        count = sum(queue.processes for queue in host.queues)
-        self.out.good(f"verified: {count(count, 'worker')} from {release}", host.name)
+        workers = sum(queue.processes for queue in host.queues)
+        self.out.good(f"verified: {count(workers, 'worker')} from {release}", host.name)
 
-    def _go_back(self, host: Host, new: str, old: str, why: DeployError) -> None:
+    def _go_back(self, host: Host, new: str, old: str, why: Exception) -> None:
         """Put a host back on its old release, after a failed verification or a lost connection."""
         self.out.bad(
             f"goes back to {old or 'no release'}: {str(why).removeprefix(f'{host.name}: ')}", host.name

@@ -21,8 +21,8 @@ OURS = ("PYTHONPATH", "ANSIBLE_CONFIG", "ANSIBLE_HOME", "KESTREL_STACK_VENV", "V
 def run(checkout: Path = CHECKOUT) -> int:
     """Run it and return 0; raises LabError naming the step that did not do what it must.
 
-    The clone has what is committed, and makes a virtual environment of its own from the distribution's Python:
-    Debian 12's 3.11.2 lacks what later patch releases of 3.11 have.
+    The clone has what is committed, and makes a virtual environment of its own from the distribution's
+    Python: Debian 12's 3.11.2 lacks what later patch releases of 3.11 have.
     """
     with tempfile.TemporaryDirectory(prefix="kestrel-stack-newcomer-") as folder:
         clone = Path(folder).resolve() / "kestrel-stack"
