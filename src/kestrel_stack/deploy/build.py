@@ -279,7 +279,7 @@ def _build_wheel(data: bytes, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="kestrel-stack-wheel-") as name:
         tree, out = Path(name, "tree"), Path(name, "out")
         with tarfile.open(fileobj=io.BytesIO(data)) as given:
-            # Our own tar. Debian 12's Python 3.11.2 has no filters yet; 3.12 and 3.13 warn when none is named.
+            # Our own tar. Debian 12's Python 3.11.2 has no filters yet; 3.12 on warn when none is named.
             safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
             given.extractall(tree, **safely)  # noqa: S202
         # A fixed time: the wheel is named in the venv's key by its bytes. 1580601600 is what hatchling uses

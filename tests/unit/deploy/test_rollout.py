@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from kestrel_stack.deploy.description import Host
 from kestrel_stack.deploy.errors import FAILED, DeployError
 from kestrel_stack.deploy.plan import HostState
 from kestrel_stack.deploy.report import Report
-from kestrel_stack.deploy.rollout import AFTER, BEFORE, UNKNOWN, Rollout
+from kestrel_stack.deploy.rollout import AFTER, BEFORE, Rollout
 
 OLD, NEW = "20261120T011500Z-9f8e7d6c", "20261121T011500Z-1a2b3c4d"
 
@@ -26,7 +27,7 @@ class RolloutWithADefect(Rollout):
 
 def session() -> Any:
     """Stand in for the connections: actions run here, locks are nothing."""
-    host = SimpleNamespace(name="worker1", queues=())
+    host = Host("worker1", "192.0.2.1", None, "deploy", None, ())
     return SimpleNamespace(
         hosts=(host,),
         states={"worker1": HostState("worker1", {"current": OLD})},
@@ -47,4 +48,3 @@ def test_a_defect_while_a_host_is_verified_puts_the_host_back_and_says_how_it_st
     assert caught.value.code == FAILED
     assert "defect: TypeError: 'int' object is not callable. Every host is as before" in str(caught.value)
     assert "Traceback" in capsys.readouterr().err
-    assert UNKNOWN not in rollout.stand.values()
