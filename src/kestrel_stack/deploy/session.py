@@ -9,7 +9,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -175,44 +175,37 @@ def together(errors: Sequence[BaseException]) -> BaseException:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a deploy the way Ctrl-C does: in order.
+def _hearing(handler: Callable[..., None]) -> Iterator[None]:
+    """Have every signal by which a command is stopped handled; only the main thread may set that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # SIGINT too: a shell that starts a program in the background has it ignored.
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
-    SIGINT too is set: a shell that starts a program in the background has it ignored.
-    """
+
+def interruptible() -> AbstractContextManager[None]:
+    """Let SIGTERM and SIGHUP end a deploy the way Ctrl-C does: in order."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _hearing(interrupt)
 
 
-@contextmanager
-def uninterrupted(out: Report) -> Iterator[None]:
+def uninterrupted(out: Report) -> AbstractContextManager[None]:
     """Answer Ctrl-C with patience: what follows puts the hosts in order, and is bounded."""
 
     def explain(*_: object) -> None:
         out.step("Putting the hosts in order, this ends by itself")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, explain) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _hearing(explain)
 
 
 def timestamp() -> str:

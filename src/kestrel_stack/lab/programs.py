@@ -34,42 +34,26 @@ def run_logged(
     On an interrupt the program gets SIGINT, time to end, and then SIGTERM, before KeyboardInterrupt goes on.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # A session of its own, so that a terminal's Ctrl-C does not reach it twice: Ansible takes a second
-        # one as "now".
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, **(environment or {})},
-            cwd=cwd,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise LabError(f"{command[0]} cannot be run: {error.strerror or error}") from None
-    try:
-        with log.open("w", encoding="utf-8") as file:
-            for line in process.stdout or ():
-                file.write(line)
-                file.flush()
-                on_line(line.rstrip("\n"))
-        return process.wait()
-    except BaseException:
-        end(process)
-        raise
-    finally:
-        if process.stdout is not None:
-            process.stdout.close()
+    with log.open("w", encoding="utf-8") as file:
+
+        def note(line: str) -> None:
+            file.write(line)
+            file.flush()
+            on_line(line.rstrip("\n"))
+
+        try:
+            return run_through(
+                command, environment={**os.environ, **(environment or {})}, cwd=cwd, on_line=note
+            )
+        except OSError as error:
+            raise LabError(f"{command[0]} cannot be run: {error.strerror or error}") from None
 
 
 def run_through(
     command: Sequence[str],
     *,
     environment: Mapping[str, str],
-    cwd: Path,
+    cwd: Path | None,
     on_line: Callable[[str], None] | None = None,
 ) -> int:
     """Run a program with no input, its output let through or given to ``on_line``; return its exit code.
@@ -86,6 +70,8 @@ def run_through(
         errors="replace",
         env=environment,
         cwd=cwd,
+        # A session of its own, so that a terminal's Ctrl-C does not reach it twice: Ansible takes a second
+        # one as "now".
         start_new_session=True,
     )
     try:
