@@ -12,6 +12,8 @@ program=bin/${0##*/}
 yes=0
 suite=bookworm
 [[ ${CI:-} == true ]] && yes=1
+# What this run did, for Python to report; another bin/* that runs us has its own.
+unset KESTREL_STACK_BOOTSTRAPPED KESTREL_STACK_ENGINE_STARTED
 
 fail() { printf '%s: %s\n' "$program" "$1" >&2; exit "${2:-1}"; }
 is_root() { [[ $(id -u) -eq 0 ]]; }
