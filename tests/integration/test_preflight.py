@@ -78,8 +78,8 @@ CASES = {
     ),
     "a-misspelt-queue-option": (
         {"kestrel_stack_queues": [{"name": "mail", "max_jbos": 1}]},
-        "role kestrel: kestrel_stack_queues.max_jbos. Supported parameters include:"
-        " alert, job_timeout, language, max_items, max_jobs, name, processes, rate_limit, retry_delays.",
+        "role kestrel: unknown option kestrel_stack_queues.max_jbos: known are"
+        " alert, job_timeout, language, max_items, max_jobs, name, processes, rate_limit, retry_delays",
     ),
     "an-illegal-queue-name": (
         {"kestrel_stack_queues": [{"name": "mail/x"}]},
