@@ -354,9 +354,13 @@ def down(env: str | None, *, everything: bool) -> int:
         for name in removed.files:
             say(f"removed {_shown(Path(name))}")
         said = said or removed.changed
-    if everything and engine.answers():
-        for name in image.remove_all():
-            say(f"removed image {name}")
+    if everything:
+        if engine.answers():
+            for name in image.remove_all():
+                say(f"removed image {name}")
+                said = True
+        else:
+            say("no Docker engine answers: host images that it may hold stay")
             said = True
     # The engine may be needed by the labs that were not asked for.
     about_engine = daemon.stop(ENGINE_STATE)
