@@ -350,3 +350,44 @@ def test_a_number_out_of_its_range_is_named_with_the_range(value):
     assert filters.range_problems({"kestrel_port": [value, 0, 10]}) == [
         f"kestrel_port {value} must be a whole number from 0 to 10"
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        (0, 0),
+        ("0", 0),
+        (4096, 4096),
+        ("1KB", 1024),
+        ("512MB", 512 * 2**20),
+        ("2GB", 2 * 2**30),
+        ("1025", 1025),
+    ],
+)
+def test_a_size_is_a_number_of_bytes_or_has_a_unit_of_powers_of_1024(written, size):
+    assert filters.size_bytes(written) == size
+    assert filters.size_problems({"kestrel_spool_floor": [written, 0, None]}) == []
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_a_size_that_is_written_out_for_a_person_is_exact(size):
+    assert filters.size_bytes(filters.size_text(size).removesuffix(" bytes")) == size
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "512 MB", "512mb", "1.5GB", "-1", -1, "1TB", None, True, 1.5, 2**63, "9999999999GB", "1MB\n"],
+)
+def test_what_is_no_size_is_named_with_how_to_write_one(written):
+    assert filters.size_problems({"kestrel_spool_floor": [written, 0, None]}) == [
+        f"kestrel_spool_floor: {written!s} is not a size: write it like 512MB (KB, MB or GB), or in bytes"
+    ]
+
+
+def test_a_size_out_of_its_range_is_named_with_the_range():
+    assert filters.size_problems(
+        {"kestrel_spool_floor": ["1KB", "1MB", None], "kestrel_max_memory_size": ["2GB", "1MB", "1GB"]}
+    ) == [
+        "kestrel_spool_floor 1KB must be at least 1MB",
+        "kestrel_max_memory_size 2GB must be from 1MB to 1GB",
+    ]

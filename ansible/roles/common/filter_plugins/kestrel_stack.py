@@ -55,6 +55,10 @@ _RESERVED_QUEUE = re.compile(r".*_(errors|retry_[0-9]+|ping_.*)\Z")
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _RATE = re.compile(r"(?=[0-9.]*[1-9])[0-9]+(\.[0-9]+)?/s\Z")
 _AGE = re.compile(r"[1-9][0-9]*(s|m|h)\Z")
+_SIZE = re.compile(r"([0-9]+)(KB|MB|GB)?\Z")
+_SIZE_UNITS = {None: 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
+# What Kestrel keeps a size in: a signed 64-bit number of bytes.
+_SIZE_LIMIT = 2**63 - 1
 _KEY = re.compile(
     r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com)"
     r" AAAA[A-Za-z0-9+/=]+( [^\r\n]*)?\Z"
@@ -252,6 +256,44 @@ def range_problems(ranges: Mapping[str, Sequence[Any]]) -> list[str]:
     return problems
 
 
+def size_bytes(value: Any) -> int:
+    """Say how many bytes a size is: a whole number, or one with KB, MB or GB (powers of 1024), like 512MB.
+
+    Raises ValueError for anything else; `size_problems` says so in words, before anything uses the value.
+    """
+    match = None if isinstance(value, bool) else _SIZE.match(str(value))
+    size = int(match.group(1)) * _SIZE_UNITS[match.group(2)] if match else None
+    if size is None or size > _SIZE_LIMIT:
+        raise ValueError(f"{value!s} is not a size: write it like 512MB (KB, MB or GB), or in bytes")
+    return size
+
+
+def size_text(size: int) -> str:
+    """Write a number of bytes as a person would: with the greatest unit that is exact, else in bytes."""
+    for unit in ("GB", "MB", "KB"):
+        if size and size % _SIZE_UNITS[unit] == 0:
+            return f"{size // _SIZE_UNITS[unit]}{unit}"
+    return f"{size} bytes"
+
+
+def size_problems(sizes: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Say which sizes are wrong; `sizes` maps a variable's name to [value, least, most or None].
+
+    The limits are sizes themselves (0, "1MB"); see `size_bytes` for how one is written.
+    """
+    problems = []
+    for variable, (value, least, most) in sizes.items():
+        try:
+            size = size_bytes(value)
+        except ValueError as error:
+            problems.append(f"{variable}: {error}")
+            continue
+        if size < size_bytes(least) or (most is not None and size > size_bytes(most)):
+            limits = f"at least {least}" if most is None else f"from {least} to {most}"
+            problems.append(f"{variable} {value!s} must be {limits}")
+    return problems
+
+
 def registry_problems(registry: Any, variable: str) -> list[str]:
     """Say what is wrong with `variable`, where an application's jobs are found."""
     if _REGISTRY.match(str(registry)):
@@ -377,6 +419,8 @@ class FilterModule:
             "kestrel_stack_stop_seconds": stop_seconds,
             "kestrel_stack_key_problems": key_problems,
             "kestrel_stack_range_problems": range_problems,
+            "kestrel_stack_bytes": size_bytes,
+            "kestrel_stack_size_problems": size_problems,
             "kestrel_stack_registry_problems": registry_problems,
             "kestrel_stack_address_problems": address_problems,
             "kestrel_stack_listen_problems": listen_problems,
