@@ -241,8 +241,11 @@ class Queue:
             self._bytes = 0
         self.flushes += 1
 
-    def drop_expired(self) -> int:
-        """Drop expired items from the head and return how many; one behind a live item stays until later."""
+    def drop_expired(self, most: int | None = None) -> int:
+        """Drop expired items from the head, at most so many if given, and return how many.
+
+        One behind a live item stays until later.
+        """
         if not self._items:
             return 0
         now = self._clock()
@@ -252,7 +255,7 @@ class Queue:
             expiry = item.expiry_ms
             if age_ms is not None:
                 expiry = min(expiry, item.added_ms + age_ms) if expiry else item.added_ms + age_ms
-            if not expiry or expiry > now:
+            if not expiry or expiry > now or count == most:
                 break
             count += 1
         if count:
