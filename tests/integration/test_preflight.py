@@ -79,7 +79,8 @@ CASES = {
     "a-misspelt-queue-option": (
         {"kestrel_stack_queues": [{"name": "mail", "max_jbos": 1}]},
         "role kestrel: unknown option kestrel_stack_queues.max_jbos: known are"
-        " alert, job_timeout, language, max_items, max_jobs, name, processes, rate_limit, retry_delays",
+        " alert, discard_old_when_full, fanout_only, fanouts, job_timeout, language, max_age, max_item_size,"
+        " max_items, max_jobs, max_memory_size, max_size, name, processes, rate_limit, retry_delays",
     ),
     "an-illegal-queue-name": (
         {"kestrel_stack_queues": [{"name": "mail/x"}]},

@@ -22,13 +22,23 @@ from kestrel_stack.queue.servers import Server, parse_servers
 FOLDER = Path("/etc/kestrel-stack")
 LANGUAGES = ("python", "php")
 
+_SIZE = re.compile(r"([0-9]+)(KB|MB|GB)?")
+_SIZE_UNITS = {None: 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
+_AGE = re.compile(r"([1-9][0-9]*)(s|m|h)")
+_AGE_UNITS = {"s": 1, "m": 60, "h": 3600}
+_FANOUT = re.compile(r"[A-Za-z0-9_-]+")
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/s")
 _KEYS = ("app", "namespace", "environment", "host", "servers", "queues", "sentry_dsn")
 
 
 @dataclass(frozen=True)
 class QueueSettings:
-    """One queue: `job_timeout` and `retry_delays` in seconds, `rate_limit` in jobs per second and worker."""
+    """One queue: `job_timeout` and `retry_delays` in seconds, `rate_limit` in jobs per second and worker.
+
+    What only its server heeds: `max_size`, `max_item_size` and `max_memory_size` in bytes, `max_age` in
+    seconds (None: the server's own choice), and its `fanouts`, queues called NAME+FANOUT that get a copy of
+    every item.
+    """
 
     name: str
     language: str = "python"
@@ -39,6 +49,13 @@ class QueueSettings:
     max_items: int | None = None
     rate_limit: float | None = None
     alert: Mapping[str, Any] = field(default_factory=dict)
+    max_size: int | None = None
+    max_item_size: int | None = None
+    max_memory_size: int | None = None
+    max_age: int | None = None
+    discard_old_when_full: bool = False
+    fanouts: tuple[str, ...] = ()
+    fanout_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,15 @@ def parse_rate(text: object) -> float:
     return float(match[1])
 
 
+def parse_size(value: object, what: str = "A size") -> int:
+    """Return the bytes of ``"1MB"`` (KB, MB, GB: powers of 1024) or of a number, else `SettingsError`."""
+    match = _SIZE.fullmatch(str(value)) if isinstance(value, str | int) and value is not True else None
+    size = int(match[1]) * _SIZE_UNITS[match[2]] if match else 0
+    if not 0 < size < 2**63:
+        raise SettingsError(f"{what} {value!r} is not a size; write it like 1MB, or in bytes.")
+    return size
+
+
 def _settings(content: object, file: Path) -> Settings:
     if not isinstance(content, dict):
         raise SettingsError("The file must hold one JSON object.")
@@ -202,7 +228,32 @@ def _queue(entry: object, what: str, namespace: str) -> QueueSettings:
         if not isinstance(entry["alert"], dict):
             raise SettingsError(f"{where}'alert' must be an object.")
         checked["alert"] = entry["alert"]
+    _server_side(entry, where, checked)
     return QueueSettings(**checked)
+
+
+def _server_side(entry: Mapping[str, Any], where: str, checked: dict[str, Any]) -> None:
+    """Check what is the server's; the playbook has done so in more depth."""
+    for key in ("max_size", "max_item_size", "max_memory_size"):
+        if entry.get(key) is not None:
+            checked[key] = parse_size(entry[key], f"{where}'{key}'")
+    if entry.get("max_age") is not None:
+        match = _AGE.fullmatch(entry["max_age"]) if isinstance(entry["max_age"], str) else None
+        if match is None:
+            raise SettingsError(f"{where}'max_age' must look like 30s, 5m or 1h.")
+        checked["max_age"] = int(match[1]) * _AGE_UNITS[match[2]]
+    for key in ("discard_old_when_full", "fanout_only"):
+        if key in entry:
+            if not isinstance(entry[key], bool):
+                raise SettingsError(f"{where}'{key}' must be true or false.")
+            checked[key] = entry[key]
+    if "fanouts" in entry:
+        fanouts = entry["fanouts"]
+        if not isinstance(fanouts, list) or not all(
+            isinstance(name, str) and _FANOUT.fullmatch(name) for name in fanouts
+        ):
+            raise SettingsError(f"{where}'fanouts' must be a list of names of A-Z, a-z, 0-9, '_' and '-'.")
+        checked["fanouts"] = tuple(fanouts)
 
 
 def _count(value: object, what: str) -> int:

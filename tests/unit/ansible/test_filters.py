@@ -41,6 +41,13 @@ def test_a_queue_gets_every_option_in_a_fixed_order():
         ("max_items", None),
         ("rate_limit", None),
         ("alert", {}),
+        ("max_size", None),
+        ("max_item_size", None),
+        ("max_memory_size", None),
+        ("max_age", None),
+        ("discard_old_when_full", False),
+        ("fanouts", []),
+        ("fanout_only", False),
     ]
 
 

@@ -25,7 +25,51 @@ QUEUE_DEFAULTS: dict[str, Any] = {
     "max_items": None,
     "rate_limit": None,
     "alert": {},
+    "max_size": None,
+    "max_item_size": None,
+    "max_memory_size": None,
+    "max_age": None,
+    "discard_old_when_full": False,
+    "fanouts": [],
+    "fanout_only": False,
 }
+
+_KB, _MB = 1024, 1024**2
+
+# What one item may have where the description says nothing, in bytes.
+ITEM_SIZE = 1 * _MB
+# A job that comes back from a delay queue says more of itself (attempt, due_at) than when it was first set,
+# and would not fit again: the server's limit is this many bytes above the description's.
+RETRY_GROWTH = 4 * _KB
+# A parked job is its item in base64, which makes four bytes of three, with the error's message and stack
+# beside it.
+ERROR_TEXT = 256 * _KB
+# Where the inventory states no memory for a queue, it is enough for this many of its largest items.
+LEAST_ITEMS = 4
+# A ping is a few hundred bytes, is answered within seconds, and is of no use later.
+PING_SETTINGS: dict[str, Any] = {
+    "max_items": 100,
+    "max_item_size": 64 * _KB,
+    "max_memory_size": 1 * _MB,
+    "max_age": 60,
+    "discard_old_when_full": True,
+}
+# Kestrel counts items in a Java Int.
+MAX_ITEMS = 2**31 - 1
+
+# What an item costs a release's JVM beside its data: an object each for the item, its two times and its place
+# in the queue, and the header of the byte array: 100 to 140 bytes with compressed pointers (Source: Kestrel
+# 2.4.1's code).
+ITEM_OVERHEAD = 140
+# A job's data where nobody says: the smallest envelopes have about 130 bytes.
+USUAL_ITEM = 200
+# Share of the heap that G1 needs free to work without stopping for long.
+HEAP_FREE = 0.25
+# The server's own objects, and scalac 2.9.2, which runs in the same heap at every start and reload.
+HEAP_BASE_MB = 160
+# What the process has beside the heap (code, metaspace, threads, network buffers), and what the host needs.
+BESIDE_HEAP_MB = 200
+HOST_MB = 256
 
 # supervisor sends KILL this many seconds after TERM would have had to be obeyed.
 STOP_MARGIN_SECONDS = 10
@@ -51,10 +95,12 @@ _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 _HOST = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\Z"
 )
+_SERVER_NAME = re.compile(r"[A-Za-z0-9_-]+(\+[A-Za-z0-9_-]+)?\Z")
 _RESERVED_QUEUE = re.compile(r".*_(errors|retry_[0-9]+|ping_.*)\Z")
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _RATE = re.compile(r"(?=[0-9.]*[1-9])[0-9]+(\.[0-9]+)?/s\Z")
 _AGE = re.compile(r"[1-9][0-9]*(s|m|h)\Z")
+_AGE_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SIZE = re.compile(r"([0-9]+)(KB|MB|GB)?\Z")
 _SIZE_UNITS = {None: 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
 # What Kestrel keeps a size in: a signed 64-bit number of bytes.
@@ -196,6 +242,46 @@ def _queue_problems(where: str, queue: Mapping[str, Any], namespace: str) -> lis
         problems.append(f"{where}: alert.backlog {alert['backlog']!s} must be a whole number of at least 1")
     if not _AGE.match(str(alert.get("age", "1s"))):
         problems.append(f"{where}: alert.age {alert['age']!s} must look like 60s, 5m or 1h")
+    return problems + _storage_problems(where, queue, server_name)
+
+
+def _storage_problems(where: str, queue: Mapping[str, Any], server_name: str) -> list[str]:
+    """Check what an entry says of the server's side: sizes, age, fanouts."""
+    problems = []
+    if _whole(queue["max_items"], MAX_ITEMS + 1):
+        problems.append(f"{where}: max_items {queue['max_items']} is more than Kestrel counts: {MAX_ITEMS}")
+    sizes = {
+        f"{where}: {key}": [queue[key], 1, None]
+        for key in ("max_size", "max_item_size", "max_memory_size")
+        if queue[key] is not None
+    }
+    wrong = size_problems(sizes)
+    problems += wrong
+    if not wrong and queue["max_memory_size"] is not None and queue["max_size"] is None:
+        item = ITEM_SIZE if queue["max_item_size"] is None else size_bytes(queue["max_item_size"])
+        if size_bytes(queue["max_memory_size"]) <= item + RETRY_GROWTH:
+            problems.append(
+                f"{where}: max_memory_size {queue['max_memory_size']} leaves no room beside one item of"
+                f" {size_text(item)} (max_item_size) and {size_text(RETRY_GROWTH)}:"
+                " raise it, or lower max_item_size"
+            )
+    if queue["max_age"] is not None and not _AGE.match(str(queue["max_age"])):
+        problems.append(f"{where}: max_age {queue['max_age']!s} must look like 30s, 5m or 1h, or be left out")
+    for key in ("discard_old_when_full", "fanout_only"):
+        if not isinstance(queue[key], bool):
+            problems.append(f"{where}: {key} {queue[key]!s} must be true or false")
+    fanouts = queue["fanouts"]
+    if not isinstance(fanouts, list) or not all(_NAME.match(str(name)) for name in fanouts):
+        return [*problems, f"{where}: fanouts {fanouts!s} must be a list of names of A-Z, a-z, 0-9, _ and -"]
+    for name in sorted({str(name) for name in fanouts if fanouts.count(name) > 1}):
+        problems.append(f"{where}: fanouts: {name} is there twice: remove one of them")
+    problems += [
+        f"{where}: fanouts: {server_name}+{name} has more than {SERVER_NAME_LIMIT} bytes: shorten {name}"
+        for name in fanouts
+        if len(f"{server_name}+{name}") > SERVER_NAME_LIMIT
+    ]
+    if queue["fanout_only"] is True and not fanouts:
+        problems.append(f"{where}: fanout_only without fanouts would lose every item: name at least one")
     return problems
 
 
@@ -224,6 +310,227 @@ def complete_queues(queues: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         {"name": queue["name"], **{key: queue.get(key, default) for key, default in QUEUE_DEFAULTS.items()}}
         for queue in queues
     ]
+
+
+def age_seconds(age: Any) -> int:
+    """Say how many seconds an age like 30s, 5m or 1h has."""
+    text = str(age)
+    return int(text[:-1]) * _AGE_SECONDS[text[-1]]
+
+
+def ping_suffix(host: str) -> str:
+    """Return a host as the name of a ping queue has it: Kestrel does not allow a host name's dots."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", str(host))[:64]
+
+
+def _with_journal(settings: dict[str, Any], journal: int, most_journal: int) -> dict[str, Any]:
+    """Add what follows from the memory limit: `max_size`, and the sizes of the journal's files.
+
+    `max_size` + one `max_item_size` <= `max_memory_size` keeps a queue out of read-behind for good
+    (Source: Kestrel 2.4.1's code):
+
+    * An add is refused when the queued bytes are >= max_size before it. Read-behind begins when they are
+      >= max_memory_size before an add, so on a running server max_size <= max_memory_size is enough.
+    * A start replays the same adds and removals in the same order, and asks *after* each add. The greatest
+      number of bytes it can see is that of an add that was let in one byte below max_size: max_size - 1 + one
+      item. That must be < max_memory_size.
+    * Open reads that come back add bytes, possibly far above max_size, but neither a returned read nor the
+      end of a replay begins read-behind, and the next add is refused until the queue is below max_size.
+
+    A journal's file is rewritten when it has default_journal_size *and* the queue is empty at that moment,
+    and is rotated above max_memory_size whatever is queued. With the two close together a queue that is only
+    mostly empty always rotates first, and its archives pile up for ever, so the first is at most half of the
+    second.
+    """
+    memory = settings["max_memory_size"]
+    settings["default_journal_size"] = max(1, min(journal, memory // 2))
+    settings["max_journal_size"] = max(most_journal, 2 * memory)
+    if settings.get("max_size") is None:
+        settings["max_size"] = max(1, memory - settings["max_item_size"])
+    return settings
+
+
+def _settings(memory: int, item: int, **own: Any) -> dict[str, Any]:
+    return {
+        "max_items": None,
+        "max_size": None,
+        "max_item_size": item,
+        "max_age": None,
+        "discard_old_when_full": False,
+        "fanout_only": False,
+        "max_memory_size": memory,
+        **own,
+    }
+
+
+def server_queues(
+    queues: Sequence[Mapping[str, Any]], namespace: str, sizes: Mapping[str, Any], hosts: Iterable[str]
+) -> list[dict[str, Any]]:
+    """List every queue that a server will have, with complete settings: sizes in bytes, ages in seconds.
+
+    `sizes` has kestrel_max_memory_size, kestrel_side_max_memory_size, kestrel_default_journal_size and
+    kestrel_max_journal_size; `hosts` are those of group consumers. For each entry of the description there
+    are, in this order, the queue itself, its fanouts (which have its limits), one queue for each retry delay,
+    one for parked jobs, one for the pings of each host. The last entry, with the name "", is for queues that
+    nobody described.
+
+    Delay queues and those of parked jobs have no limit of items and no expiry: a job that could not be
+    written there would have to stay open. They have a limit of bytes, as every queue (see `_with_journal`): a
+    refused job stays open and comes again, one in a packed journal is lost.
+    """
+    size = {key: size_bytes(value) for key, value in sizes.items()}
+    main_memory, side_memory = size["kestrel_max_memory_size"], size["kestrel_side_max_memory_size"]
+    journal = (size["kestrel_default_journal_size"], size["kestrel_max_journal_size"])
+    hosts = list(hosts)
+    listed: list[dict[str, Any]] = []
+
+    def add(name: str, kind: str, settings: dict[str, Any]) -> None:
+        listed.append({"name": name, "kind": kind, **_with_journal(settings, *journal)})
+
+    for queue in complete_queues(queues):
+        name = f"{namespace}_{queue['name']}"
+        stated = {
+            key: None if queue[key] is None else size_bytes(queue[key])
+            for key in ("max_size", "max_item_size", "max_memory_size")
+        }
+        item = (stated["max_item_size"] or ITEM_SIZE) + RETRY_GROWTH
+        # In whole KB, which is easier to read in the server's configuration.
+        parked = -(-item * 4 // (3 * _KB)) * _KB + ERROR_TEXT
+        limits = {
+            "max_items": queue["max_items"],
+            "max_size": stated["max_size"],
+            "max_age": None if queue["max_age"] is None else age_seconds(queue["max_age"]),
+            "discard_old_when_full": queue["discard_old_when_full"],
+        }
+        memory = stated["max_memory_size"] or max(main_memory, LEAST_ITEMS * item)
+        add(name, "main", _settings(memory, item, **limits, fanout_only=queue["fanout_only"]))
+        if stated["max_memory_size"] is None and stated["max_size"] is None:
+            memory = max(side_memory, LEAST_ITEMS * item)
+        for fanout in queue["fanouts"]:
+            add(f"{name}+{fanout}", "fanout", _settings(memory, item, **limits))
+        for delay in dict.fromkeys(queue["retry_delays"]):
+            add(f"{name}_retry_{delay}", "retry", _settings(max(side_memory, LEAST_ITEMS * item), item))
+        add(f"{name}_errors", "errors", _settings(max(side_memory, LEAST_ITEMS * parked), parked))
+        for host in dict.fromkeys(ping_suffix(host) for host in hosts):
+            item = PING_SETTINGS["max_item_size"]
+            ping = {key: value for key, value in PING_SETTINGS.items() if not key.startswith("max_m")}
+            add(f"{name}_ping_{host}", "ping", {**_settings(PING_SETTINGS["max_memory_size"], item), **ping})
+    item = ITEM_SIZE + RETRY_GROWTH
+    add("", "default", _settings(max(side_memory, LEAST_ITEMS * item), item))
+    return listed
+
+
+def read_behind_warnings(server: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which of `server_queues` may enter read-behind, where a release loses items, and the remedy."""
+    warnings = []
+    for queue in server:
+        reach = queue["max_size"] + queue["max_item_size"]
+        memory = queue["max_memory_size"]
+        if reach <= memory:
+            continue
+        size, item = size_text(queue["max_size"]), size_text(queue["max_item_size"])
+        fitting = memory - queue["max_item_size"]
+        lower = f"max_size to at most {size_text(fitting)} or " if fitting > 0 else ""
+        warnings.append(
+            f"queue {queue['name']}: max_size {size} and one item of {item} are more than its max_memory_size"
+            f" {size_text(memory)}: above that Kestrel keeps items on disk only, and each packing of the"
+            f" journal may lose some: set {lower}max_memory_size to at least {size_text(reach)}"
+        )
+    return warnings
+
+
+def heap_mb(server: Sequence[Mapping[str, Any]], readers: int = 0) -> int:
+    """Say how much heap a release needs when every one of `server_queues` is full, in megabytes.
+
+    For each queue: as many bytes as it may hold in memory (max_memory_size is per queue), what its items cost
+    beside their data, and one open read for each of `readers`, the workers of one queue: an open read has
+    left the queue's limit and not the memory.
+    """
+    total = 0.0
+    for queue in server:
+        data = queue["max_memory_size"]
+        items = min(queue["max_items"] or MAX_ITEMS, data // USUAL_ITEM)
+        total += data + items * ITEM_OVERHEAD
+        if queue["kind"] in ("main", "fanout"):
+            total += readers * queue["max_item_size"]
+    return HEAP_BASE_MB + -int(-total // ((1 - HEAP_FREE) * _MB))
+
+
+def heap_problems(
+    needed: int, heap: int, memory: int, server: Sequence[Mapping[str, Any]], host: str
+) -> list[str]:
+    """Say why `heap` (MB; 0 is `needed`) does not fit a host with `memory` MB (0: not known)."""
+    heap = heap or needed
+    all_of_it = heap + BESIDE_HEAP_MB + HOST_MB
+    if not memory or all_of_it <= memory:
+        return []
+    queues = sum(queue["max_memory_size"] for queue in server) // _MB
+    return [
+        f"{host} has {memory} MB of memory and Kestrel would need {all_of_it} MB: a heap of {heap} MB, for"
+        f" {len(server)} queues that may hold {queues} MB together, {BESIDE_HEAP_MB} MB beside it, and"
+        f" {HOST_MB} MB for the host: lower kestrel_max_memory_size, kestrel_side_max_memory_size or a"
+        " queue's max_memory_size, or set kestrel_heap_mb and accept that full queues end the server"
+    ]
+
+
+def heap_warnings(needed: int, heap: int) -> list[str]:
+    """Say that kestrel_heap_mb (0: not set) is below what full queues need."""
+    if not heap or heap >= needed:
+        return []
+    return [
+        f"kestrel_heap_mb {heap} is below the {needed} MB that full queues need:"
+        " Kestrel may run out of memory"
+    ]
+
+
+def alias_problems(aliases: Any, server: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what is wrong with kestrel_aliases; a destination need not be one of `server_queues`."""
+    if not isinstance(aliases, Mapping):
+        return ["kestrel_aliases must be a mapping like {shop_all: [shop_mail, shop_audit]}"]
+    described = {queue["name"] for queue in server}
+    problems = []
+    for name, destinations in aliases.items():
+        where = f"kestrel_aliases: {name}"
+        if not _NAME.match(str(name)) or len(str(name)) > SERVER_NAME_LIMIT:
+            problems.append(f"{where} is not a legal name: use A-Z, a-z, 0-9, _ and - only")
+            continue
+        if name in described:
+            problems.append(f"{where} is a queue's name, which it would hide: choose another")
+        if not isinstance(destinations, list) or not destinations:
+            problems.append(f"{where} must have a list of queues, by their full names")
+            continue
+        for queue in destinations:
+            if not _SERVER_NAME.match(str(queue)) or len(str(queue)) > SERVER_NAME_LIMIT:
+                problems.append(
+                    f"{where}: {queue!s} is not a queue's full name, like shop_mail or shop_mail+audit"
+                )
+            elif queue in aliases:
+                problems.append(f"{where}: {queue} is an alias itself: name the queues behind it")
+            elif destinations.count(queue) > 1:
+                problems.append(f"{where}: {queue} is there twice: remove one of them")
+    return list(dict.fromkeys(problems))
+
+
+def scala_string(text: Any) -> str:
+    r"""Write a text as a Scala string literal; raise ValueError for what is not printable ASCII.
+
+    Scala 2.9 replaces \uXXXX before it looks for the end of a string, so only characters that need none
+    get in.
+    """
+    if not re.match(r"[ -~]*\Z", str(text)):
+        raise ValueError(
+            f"{text!r} has characters that a Kestrel configuration cannot hold: use printable ASCII"
+        )
+    return '"' + str(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def scala_size(size: int) -> str:
+    """Write bytes as Kestrel's configuration does: 32.megabytes; an L where Scala's Int would not hold it."""
+    for unit, name in ((_MB, "megabytes"), (_KB, "kilobytes"), (1, "bytes")):
+        if size % unit == 0 and size:
+            number = size // unit
+            return f"{number}{'L' if number > MAX_ITEMS else ''}.{name}"
+    return "0.bytes"
 
 
 def stop_seconds(queues: Sequence[Mapping[str, Any]]) -> int:
@@ -416,6 +723,14 @@ class FilterModule:
             "kestrel_stack_user_problems": user_problems,
             "kestrel_stack_queue_problems": queue_problems,
             "kestrel_stack_complete_queues": complete_queues,
+            "kestrel_stack_server_queues": server_queues,
+            "kestrel_stack_read_behind_warnings": read_behind_warnings,
+            "kestrel_stack_heap_mb": heap_mb,
+            "kestrel_stack_heap_problems": heap_problems,
+            "kestrel_stack_heap_warnings": heap_warnings,
+            "kestrel_stack_alias_problems": alias_problems,
+            "kestrel_stack_scala_string": scala_string,
+            "kestrel_stack_scala_size": scala_size,
             "kestrel_stack_stop_seconds": stop_seconds,
             "kestrel_stack_key_problems": key_problems,
             "kestrel_stack_range_problems": range_problems,
