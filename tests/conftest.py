@@ -1,3 +1,40 @@
-"""Fixtures that several folders share; one per session, whoever asks first."""
+"""Options and fixtures that several folders share."""
+
+import sys
 
 from support.deploy_lab import made_lab  # noqa: F401
+
+
+def pytest_addoption(parser):
+    """Let the contract be played against any server; see tests/contract/kestrel/README.md."""
+    group = parser.getgroup("kestrel", "the contract of the broker (tests/contract/kestrel)")
+    group.addoption(
+        "--broker", metavar="embedded|HOST:PORT", help="which broker the contract is played against"
+    )
+    group.addoption(
+        "--admin", metavar="PORT|HOST:PORT", help="its admin HTTP; without it those cases are skipped"
+    )
+    group.addoption(
+        "--kestrel-config",
+        choices=["shared", "strict"],
+        default="shared",
+        help="with which of the printed configurations that server was started",
+    )
+    group.addoption(
+        "--print-kestrel-config",
+        choices=["shared", "strict"],
+        nargs="?",
+        const="shared",
+        help="print the configuration (Scala) that a real Kestrel needs for the contract, and stop",
+    )
+
+
+def pytest_cmdline_main(config):
+    """Print a configuration instead of running tests, if asked to."""
+    server = config.getoption("--print-kestrel-config")
+    if server is None:
+        return None
+    from support.contract import kestrel_config, load_cases
+
+    sys.stdout.write(kestrel_config(load_cases(), server))
+    return 0

@@ -84,6 +84,11 @@ class BrokerProcess:
         self.terminate()
         return self.start()
 
+    def reconfigure(self, **changes) -> None:
+        """Change the configuration and its file; the running broker reads it when it is told to reload."""
+        self.config |= changes
+        self.config_file.write_text(json.dumps(self.config))
+
     def _end(self, signum: int) -> int:
         self.process.send_signal(signum)
         return self.process.wait(DEADLINE_S)
