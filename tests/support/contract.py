@@ -60,9 +60,14 @@ class Case:
         return any("http" in step for step in self.steps)
 
     @property
+    def settings_of_its_own(self) -> bool:
+        """It needs more than the server that its ``server`` names."""
+        return self.process is not None or bool(self.queues or self.aliases)
+
+    @property
     def has_fixed_names(self) -> bool:
         """A server that is shared must know the names of a case that brings settings."""
-        return self.process is None and bool(self.queues or self.aliases)
+        return self.process is None and self.settings_of_its_own
 
     def names(self) -> dict[str, str]:
         """The names of the case's queues; no case sees another's items."""
@@ -441,7 +446,7 @@ _TYPES = {"$int": int, "$number": (int, float), "$string": str, "$list": list, "
 
 
 def contains(got: Any, expected: Any, where: str = "") -> None:
-    """Assert that ``got`` has at least what ``expected`` has; ``$int`` and such stand for any value of a type."""
+    """Assert that ``got`` has at least what ``expected`` has; ``$int`` and such are any value of a type."""
     if isinstance(expected, dict):
         assert isinstance(got, dict), f"{where or 'the answer'} is no object: {got!r}"
         for key, entry in expected.items():
