@@ -41,14 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
         format=f"{PROGRAM}: %(levelname)s %(message)s",
     )
     try:
-        asyncio.run(_serve(config, options.port_file))
+        asyncio.run(_serve(config, options.config, options.port_file))
     except (StartError, SpoolError, OSError) as error:
         return _fail(error, 1)
     return 0
 
 
-async def _serve(config: Config, port_file: Path | None) -> None:
-    await Broker(config).run(port_file)
+async def _serve(config: Config, config_file: Path, port_file: Path | None) -> None:
+    await Broker(config, config_file.absolute()).run(port_file)
 
 
 def _fail(error: Exception, code: int) -> int:

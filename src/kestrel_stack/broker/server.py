@@ -1,4 +1,4 @@
-"""The broker process: spool, listeners, syncing, signals, an orderly end."""
+"""The broker process: spool, listeners, timers, syncing, reload, signals, an orderly end."""
 
 from __future__ import annotations
 
@@ -11,17 +11,31 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from kestrel_stack.broker.admin import AdminServer
-from kestrel_stack.broker.config import Config
-from kestrel_stack.broker.journal import Journal
+from kestrel_stack.broker.config import Config, ConfigError, load
+from kestrel_stack.broker.journal import Journal, JournalError
+from kestrel_stack.broker.queue import Queue
 from kestrel_stack.broker.session import Session
 from kestrel_stack.broker.spool import Spool, wall_clock
 from kestrel_stack.broker.stats import Counters, Stats
+from kestrel_stack.broker.status import ServerStatus
 
 log = logging.getLogger("kestrel.server")
+
+RECEIVE_BYTES = 256 * 1024
+"""Most bytes that are taken from a connection at once."""
+
+RELOADABLE = ("log_level", "default", "queues", "aliases")
+"""What a reload changes; Kestrel's changes the same."""
+
+SWEPT_AT_ONCE = 5000
+"""Expired items that the timer takes out of one queue before others have a turn."""
 
 
 class StartError(Exception):
@@ -66,30 +80,46 @@ def _sync_and_close(descriptors: list[tuple[Path, int]]) -> None:
 class Broker:
     """A running broker."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, config_file: Path | None = None):
+        """``config_file`` is what a reload reads; without it a reload changes nothing."""
         self.config = config
+        self.config_file = config_file
         self.clock = wall_clock
         self.started_ms = self.clock()
+        self._started_s = time.monotonic()
         self.counters = Counters()
         self.sessions: set[Session] = set()
-        period = config.sync_journal_ms
-        self.spool = (
-            Spool(config, clock=self.clock, on_unsynced=Syncer(period).note)
-            if period
-            else Spool(config, clock=self.clock)
-        )
+        self.receive_buffer = memoryview(bytearray(RECEIVE_BYTES))
+        self.status = ServerStatus(config.status_file)
+        self._syncers: dict[int, Syncer] = {}
+        self.spool = Spool(config, clock=self.clock, syncer_for=self._syncer_for)
         self.stats = Stats(self)
         self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._most_files = 0
+        self._refusing = False
+
+    @property
+    def uptime_ms(self) -> int:
+        """Milliseconds since the start, whatever the wall clock does."""
+        return int((time.monotonic() - self._started_s) * 1000)
+
+    def _syncer_for(self, period_ms: int) -> Callable[[Journal], None]:
+        if period_ms not in self._syncers:
+            self._syncers[period_ms] = Syncer(period_ms)
+        return self._syncers[period_ms].note
 
     async def run(self, port_file: Path | None = None) -> None:
         """Serve until asked to stop; StartError or SpoolError if it cannot begin.
 
         ``port_file`` gets {"port", "admin_port", "pid"} as JSON once the ports answer.
         """
-        _allow_many_files()
+        self._most_files = _allow_many_files()
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self.request_stop, signal.Signals(signum).name)
+        loop.add_signal_handler(signal.SIGHUP, self.reload, "SIGHUP")
         async with contextlib.AsyncExitStack() as stack:
             # First what may be refused, then the journals: a broker that cannot serve changes no file.
             stack.callback(self.spool.close)
@@ -100,14 +130,16 @@ class Broker:
             stack.callback(self._end_sessions, server)
             admin = None
             if self.config.admin_port is not None:
+                admin_server = AdminServer(self)
                 admin = await self._bind(
-                    lambda: AdminServer(self).protocol(),
+                    admin_server.protocol,
                     self.config.admin_address,
                     self.config.admin_port,
                     "admin_port",
                 )
                 stack.callback(admin.close)
             self.spool.load()
+            self.status.load()
             await self._serve(server, self.config.listen_address, self.config.port, "port")
             if admin and self.config.admin_port is not None:
                 await self._serve(admin, self.config.admin_address, self.config.admin_port, "admin_port")
@@ -124,6 +156,7 @@ class Broker:
             )
             if port_file:
                 _write_whole(port_file, {"port": port, "admin_port": admin_port, "pid": os.getpid()})
+            self._start_timers(stack)
             _tell_systemd("READY=1")
             await self._stop.wait()
         await asyncio.sleep(0)  # the connections close in the loop's next turn
@@ -133,6 +166,112 @@ class Broker:
         """Stop soon: ``why`` is logged, ``delay_s`` lets replies go out first."""
         log.info("stopping: %s", why)
         asyncio.get_running_loop().call_later(delay_s, self._stop.set)
+
+    def reload(self, why: str) -> None:
+        """Read the configuration again and take over what can change; a wrong one changes nothing."""
+        if self.config_file is None:
+            log.error("reload (%s): there is no configuration file", why)
+            return
+        try:
+            new = load(self.config_file)
+        except ConfigError as error:
+            log.error("reload (%s): %s; everything stays as it was", why, error)
+            return
+        stays = [
+            entry.name
+            for entry in fields(Config)
+            if entry.name not in RELOADABLE and getattr(new, entry.name) != getattr(self.config, entry.name)
+        ]
+        if stays:
+            log.warning("reload (%s): %s: needs a restart", why, ", ".join(stays))
+        new = replace(new, **{name: getattr(self.config, name) for name in stays})
+        self.config = new
+        logging.getLogger().setLevel(new.log_level.upper())
+        self.spool.reload(new)
+        log.log(
+            logging.INFO if log.isEnabledFor(logging.INFO) else logging.CRITICAL,
+            "Reloaded config: %d queues, %d aliases",
+            len(new.queues),
+            len(new.aliases),
+        )
+
+    # Timers
+
+    def _start_timers(self, stack: contextlib.AsyncExitStack) -> None:
+        config = self.config
+        if config.client_timeout_ms:
+            self._start(stack, self._drop_idle(config.client_timeout_ms / 1000))
+        if config.expiration_timer_ms:
+            self._start(stack, self._sweep(config.expiration_timer_ms / 1000))
+
+    def _start(self, stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        stack.callback(task.cancel)
+
+    async def _drop_idle(self, timeout_s: float) -> None:
+        """Close connections that have sent nothing for so long; one that waits for an item is no exception.
+
+        Source: Kestrel 2.4.1's code (a time limit on reading from the connection).
+        """
+        while True:
+            await asyncio.sleep(min(1.0, timeout_s / 10))
+            latest = time.monotonic() - timeout_s
+            for session in [session for session in self.sessions if session.last_read_s < latest]:
+                log.debug("closing a connection that has been idle for %g s", timeout_s)
+                session.drop()
+
+    async def _sweep(self, period_s: float) -> None:
+        """Drop expired items at the heads of all queues, then the queues that are too old; for ever."""
+        while True:
+            await asyncio.sleep(period_s)
+            for queue in list(self.spool.queues.values()):
+                try:
+                    await self._sweep_queue(queue)
+                except JournalError as error:
+                    log.error("%s", error)
+            self.spool.delete_idle()
+
+    @staticmethod
+    async def _sweep_queue(queue: Queue) -> None:
+        left = queue.settings.max_expire_sweep
+        while not queue.closed:
+            most = SWEPT_AT_ONCE if left is None else min(left, SWEPT_AT_ONCE)
+            dropped = queue.drop_expired(most)
+            await asyncio.sleep(0)
+            if left is not None:
+                left -= dropped
+            if dropped < most or left == 0:
+                return
+
+    # Files and connections
+
+    def has_room_for(self, fd: int) -> bool:
+        """Say whether a connection with this file number leaves enough files for the journals."""
+        reserve = min(64, self._most_files // 4)
+        if fd < self._most_files - reserve:
+            if self._refusing and fd < self._most_files - 2 * reserve:
+                self._refusing = False
+                log.warning("taking connections again")
+            return True
+        if not self._refusing:
+            self._refusing = True
+            log.error(
+                "no room for more connections: %d of %d files are open; refusing them; allow more open files",
+                fd,
+                self._most_files,
+            )
+        return False
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS):
+            # The loop itself stops accepting and tries again a second later.
+            if not self._refusing:
+                self._refusing = True
+                log.error("cannot accept connections: %s; trying again every second", error.strerror)
+            return
+        log.error("unexpected error: %s", context.get("message"), exc_info=error)
 
     def _end_sessions(self, server: asyncio.Server) -> None:
         # Open reads are not put back here: the next start does, in the order in which they were opened.
@@ -174,11 +313,13 @@ def _port_of(server: asyncio.Server) -> int:
     return int(server.sockets[0].getsockname()[1])
 
 
-def _allow_many_files() -> None:
-    """Every queue and every connection is an open file; take what the system allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _allow_many_files() -> int:
+    """Every queue and every connection is an open file; take what the system allows, and return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return soft
 
 
 def _write_whole(path: Path, content: dict[str, int | None]) -> None:

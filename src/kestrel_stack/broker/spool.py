@@ -1,4 +1,11 @@
-"""All queues of one folder, and the lock that keeps a second broker out of it."""
+"""All queues of one folder, their fanouts and aliases, and the lock that keeps a second broker out of it.
+
+A queue ``a+b`` is a fanout of ``a``: from its first use on, what is set to ``a`` is copied to it. An alias is
+a name that is several queues for a set and empty for a get. Both as observed on Kestrel 2.4.1, and where
+nobody has looked, as in Kestrel 2.4.1's code. Different here: an alias that a reload takes away is gone
+(Kestrel keeps it until a restart), and a queue with open reads is not idle (Kestrel's max_queue_age deletes
+it, and what its readers hold is lost when they fail).
+"""
 
 from __future__ import annotations
 
@@ -7,17 +14,19 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from kestrel_stack.broker.config import Config
+from kestrel_stack.broker.config import Config, QueueSettings
 from kestrel_stack.broker.journal import Journal, JournalError, stamp
 from kestrel_stack.broker.protocol import HangUp
 from kestrel_stack.broker.queue import Queue
+from kestrel_stack.broker.timings import Timings
 
 log = logging.getLogger("kestrel.spool")
 
-ILLEGAL_IN_NAMES = frozenset("./~+\0")
-"""Kestrel refuses the first three; ``+`` makes a fanout there, which we do not have yet."""
+ILLEGAL_IN_NAMES = frozenset("./~\0")
+"""Kestrel refuses the first three; no file can have the last."""
 
 
 class SpoolError(Exception):
@@ -29,6 +38,20 @@ def wall_clock() -> int:
     return int(time.time() * 1000)
 
 
+class Alias:
+    """A name that stands for several queues when something is set."""
+
+    __slots__ = ("created_ms", "name", "put_bytes", "put_items", "targets")
+
+    def __init__(self, name: str, targets: Sequence[str], created_ms: int):
+        """``targets`` are the queues' names."""
+        self.name = name
+        self.targets = tuple(targets)
+        self.created_ms = created_ms
+        self.put_items = 0
+        self.put_bytes = 0
+
+
 class Spool:
     """The queues of a folder, loaded at start and made on first use."""
 
@@ -37,25 +60,73 @@ class Spool:
         config: Config,
         *,
         clock: Callable[[], int] = wall_clock,
-        on_unsynced: Callable[[Journal], None] = lambda journal: None,
+        syncer_for: Callable[[int], Callable[[Journal], None]] | None = None,
     ):
-        """``on_unsynced`` is called with a journal that has its first unsynced record."""
+        """Take the folder of ``config``; nothing is read or made yet.
+
+        ``syncer_for`` gives, for a number of ms, what is called with a journal that has its first unsynced
+        record and shall be synced after so many ms; without it nobody is called.
+        """
         self.config = config
         self.queues: dict[str, Queue] = {}
+        self.timings: dict[str, Timings] = {}
+        """By queue and alias."""
+        self.past_timings = Timings()
+        """Of the queues that are deleted."""
+        self.fanouts: dict[str, dict[str, None]] = {}
+        """Parent to its fanouts, in the order in which they came; who had one once stays, as in Kestrel."""
+        self.aliases: dict[str, Alias] = {}
+        self.total_items = 0
         self.queue_creates = 0
         self.queue_deletes = 0
+        self.queue_expires = 0
         self._clock = clock
-        self._on_unsynced = on_unsynced
+        self._syncer_for = syncer_for
         self._lock_fd = -1
 
     def load(self) -> None:
         """Load every queue in the folder; SpoolError if one cannot be."""
         for name, siblings in self._files(self.config.queue_path).items():
             self._load(name, siblings)
-            if "+" in name:
-                log.warning(
-                    "%s: fanouts are not supported yet; what is in it is served, nothing is copied", name
-                )
+        for queue in list(self.queues.values()):
+            self._make_expiry_target(queue.settings)
+        self._make_aliases()
+
+    def reload(self, config: Config) -> None:
+        """Give every queue its settings in ``config``, and take over its aliases."""
+        self.config = config
+        for name, queue in self.queues.items():
+            settings = config.settings_for(name)
+            if settings.keep_journal != queue.settings.keep_journal:
+                log.warning("%s: keep_journal changes when the broker is restarted", name)
+                settings = replace(settings, keep_journal=queue.settings.keep_journal)
+            queue.settings = settings
+        for queue in list(self.queues.values()):
+            self._make_expiry_target(queue.settings)
+        self._make_aliases()
+
+    def _make_aliases(self) -> None:
+        known, self.aliases = self.aliases, {}
+        for name, targets in self.config.aliases.items():
+            alias = known.pop(name, None)
+            if alias is None:
+                alias = Alias(name, targets, self._clock())
+                if name in self.queues:
+                    log.warning("%s: the alias hides a queue of this name", name)
+            alias.targets = targets
+            self.aliases[name] = alias
+        for name in known:
+            if name not in self.queues:
+                self._forget_timings(name)
+
+    def _make_expiry_target(self, settings: QueueSettings) -> None:
+        """Make the queue that expired items go to, as Kestrel does: it is there before it is needed."""
+        target = settings.expire_to_queue
+        if target is not None and target not in self.queues:
+            try:
+                self.get_or_create(target)
+            except HangUp as error:
+                log.error("%s: cannot be made, so nothing expires to it: %s", target, error)
 
     def lock(self) -> None:
         """Keep every other broker out of the folder; SpoolError if it is in use or cannot be used."""
@@ -102,10 +173,13 @@ class Spool:
 
     def _load(self, name: str, siblings: Sequence[Path] = ()) -> Queue:
         path = self.config.queue_path / os.fsdecode(name.encode("latin-1"))
-        journal = Journal(
-            path, sync_each_write=self.config.sync_journal_ms == 0, on_unsynced=self._on_unsynced
-        )
-        queue = Queue(name, self.config.settings_for(name), journal, self._clock)
+        settings = self.config.settings_for(name)
+        period = self.config.sync_ms_for(settings)
+        if period and self._syncer_for:
+            journal = Journal(path, on_unsynced=self._syncer_for(period))
+        else:
+            journal = Journal(path, sync_each_write=period == 0)
+        queue = Queue(name, settings, journal, self._clock)
         try:
             returned = queue.recover(siblings)
         except OSError as error:
@@ -115,6 +189,11 @@ class Spool:
         if returned:
             log.info("%s: %d open reads returned to the queue", name, returned)
         self.queues[name] = queue
+        self.queue_creates += 1  # Kestrel counts those that it finds at start, too
+        if "+" in name:
+            parent = name.partition("+")[0]
+            self.fanouts.setdefault(parent, {})[name] = None
+            log.info("%s: gets copies of what is set to %s from now on", name, parent)
         return queue
 
     def get(self, name: str) -> Queue | None:
@@ -125,26 +204,108 @@ class Spool:
         """Return the named queue, made if need be; a name that no file can have is a silent close."""
         queue = self.queues.get(name)
         if queue is None:
-            if not name or ILLEGAL_IN_NAMES & set(name):
+            if not name.strip("+") or not ILLEGAL_IN_NAMES.isdisjoint(name):
                 raise HangUp(why=f"illegal queue name {name[:80]!r}")
             try:
                 queue = self._load(name)
             except SpoolError as error:
                 log.warning("cannot make a queue: %s", error)
                 raise HangUp(why="no such queue can be made") from error
-            self.queue_creates += 1
+            self._make_expiry_target(queue.settings)
         return queue
 
-    def delete(self, name: str) -> None:
-        """End the named queue and remove its files; nothing if there is none."""
-        queue = self.queues.pop(name, None)
-        if queue is not None:
-            queue.delete()
-            self.queue_deletes += 1
+    def timings_of(self, name: str) -> Timings:
+        """Return the distributions of the named queue or alias."""
+        timings = self.timings.get(name)
+        if timings is None:
+            timings = self.timings[name] = Timings()
+        return timings
+
+    def _forget_timings(self, name: str) -> None:
+        timings = self.timings.pop(name, None)
+        if timings:
+            self.past_timings.include(timings)
+
+    # Adding
+
+    def add(self, name: str, data: bytes, expires_in_ms: int | None = None, *, expiry_ms: int = 0) -> bool:
+        """Add an item to the named queue and its fanouts, or to an alias's queues; False if it is refused.
+
+        It expires ``expires_in_ms`` from now, or at ``expiry_ms`` (unix ms, 0 never). The fanouts come first,
+        and what they refuse is their loss; an alias takes an item when all of its queues do, and those that
+        do keep it in any case. JournalError: the queue has not got it, some of its fanouts may.
+        """
+        if name in self.fanouts or name in self.aliases:
+            alias = self.aliases.get(name)
+            if alias:
+                alias.put_items += 1
+                alias.put_bytes += len(data)
+                taken = [self.add(to, data, expires_in_ms, expiry_ms=expiry_ms) for to in alias.targets]
+                return all(taken)
+            for child in tuple(self.fanouts[name]):
+                self.add(child, data, expires_in_ms, expiry_ms=expiry_ms)
+        queue = self.queues.get(name)
+        if queue is None:
+            queue = self.get_or_create(name)
+        if queue.settings.fanout_only and "+" not in name:
+            limit = queue.settings.max_item_size
+            taken_here = not queue.closed and (limit is None or len(data) <= limit)
+        else:
+            taken_here = queue.add(data, expires_in_ms, expiry_ms=expiry_ms)
+        if taken_here:
+            self.total_items += 1
+        return taken_here
+
+    def refuse(self, name: str, size: int) -> None:
+        """Do what is left of an add whose item of ``size`` bytes nobody would take."""
+        alias = self.aliases.get(name)
+        if alias:
+            alias.put_items += 1
+            alias.put_bytes += size
+        for target in alias.targets if alias else [name]:
+            self.get_or_create(target)
 
     def item_limit(self, name: str) -> int | None:
-        """Return the greatest item in bytes that the named queue takes; None is any."""
-        return self.config.settings_for(name).max_item_size
+        """Return the greatest item in bytes that is taken under this name; None is any."""
+        alias = self.aliases.get(name)
+        if alias:
+            limits = [self.item_limit(target) for target in alias.targets]
+        else:
+            limits = [
+                self.config.settings_for(each).max_item_size for each in (name, *self.fanouts.get(name, ()))
+            ]
+        return None if None in limits else max(limit for limit in limits if limit is not None)
+
+    # Ending
+
+    def delete(self, name: str) -> None:
+        """End the named queue and remove its files; nothing if there is none. It is no fanout any more."""
+        if "+" in name:
+            if not name.strip("+"):
+                raise HangUp(why=f"illegal queue name {name[:80]!r}")
+            self.fanouts.setdefault(name.partition("+")[0], {}).pop(name, None)
+        queue = self.queues.pop(name, None)
+        if queue is not None:
+            self._forget_timings(name)
+            self.queue_deletes += 1
+            queue.delete()
+            log.info("%s: deleted", name)
+
+    def delete_idle(self) -> None:
+        """Delete the empty queues that are older than their max_queue_age and that nobody has a read open on.
+
+        Their age counts from when they were made or loaded, not from their last use, as in Kestrel.
+        """
+        now = self._clock()
+        for name, queue in list(self.queues.items()):
+            age = queue.settings.max_queue_age
+            if age is None or queue.items or queue.open_reads or now <= queue.created_ms + age * 1000:
+                continue
+            try:
+                self.delete(name)
+            except JournalError as error:
+                log.error("%s", error)
+            self.queue_expires += 1
 
     def close(self) -> None:
         """Sync and close every queue, and give the folder free."""
