@@ -128,6 +128,24 @@ CASES = {
         {"kestrel_admin_port": 22133},
         "kestrel_port and kestrel_admin_port are both 22133: choose two ports",
     ),
+    "a-name-where-the-filter-wants-an-address": (
+        {"kestrel_firewall_port_from": ["10.0.0.0/24", "office"]},
+        "kestrel_firewall_port_from: office is no address and no network:"
+        " write it like 10.0.0.21 or 10.0.0.0/24",
+    ),
+    "a-network-with-host-bits": (
+        {"kestrel_firewall_admin_from": ["10.0.0.9/24"]},
+        "kestrel_firewall_admin_from: 10.0.0.9/24 is no address and no network:"
+        " write 10.0.0.0/24, or the one address",
+    ),
+    "a-mount-of-nothing": (
+        {"kestrel_spool_mount": {"fstype": "ext4"}},
+        "kestrel_spool_mount has no src: write {src: /dev/disk/by-uuid/..., fstype: ext4}",
+    ),
+    "a-floor-that-is-no-size": (
+        {"kestrel_spool_floor": "half"},
+        "kestrel_spool_floor: half is not a size: write it like 512MB (KB, MB or GB), or in bytes",
+    ),
     "no-logs": (
         {"consumers_log_max_megabytes": 0},
         "consumers_log_max_megabytes 0 must be a whole number at least 1",
@@ -241,6 +259,10 @@ def run(tmp_path_factory, taken):
     # The Kestrel of the good host listens where all can reach it.
     hosts["a-good-inventory"]["kestrel_listen_address"] = "0.0.0.0"
     hosts["a-taken-port"] = variables({"kestrel_port": taken})
+    hosts["a-floor-above-the-disk"] = variables({"kestrel_spool_floor": f"{1024**2}GB"})
+    hosts["a-server-without-a-packet-filter"] = variables(
+        {"kestrel_listen_address": "0.0.0.0", "kestrel_firewall": False}
+    )
     (folder / "play.yml").write_text(yaml.safe_dump(PLAY, sort_keys=False))
     done = ansible(folder / "play.yml", write_inventory(folder / "inventory", hosts), folder)
     assert "PLAY RECAP" in done.stdout, done.stdout + done.stderr
@@ -280,9 +302,32 @@ def test_a_port_of_another_program_is_refused_with_the_program_that_has_it(run, 
     )
 
 
+def test_a_floor_that_no_disk_has_is_refused_with_the_figures(run):
+    message = failure(run, "a-floor-above-the-disk")
+    assert message is not None
+    assert re.fullmatch(
+        r"a-floor-above-the-disk: kestrel_spool_floor is 1048576 GB, and the file system of"
+        r" /var/spool/kestrel holds [\d.]+ [KMG]B: the server would never be UP;"
+        r" set kestrel_spool_floor lower \(a tenth more must fit\), or give it more room",
+        message,
+    )
+
+
+def test_open_ports_without_the_packet_filter_are_warned_of_and_let_through(run):
+    assert failure(run, "a-server-without-a-packet-filter") is None
+    warned = re.findall(r"^ok: \[(\S+)\] => .*?(WARNING: [^\"]*)", run.stdout, re.MULTILINE)
+    assert warned == [
+        (
+            "a-server-without-a-packet-filter",
+            "WARNING: kestrel_firewall is false: whoever reaches a-server-without-a-packet-filter reaches"
+            " the memcache port 22133, and neither has a login",
+        )
+    ]
+
+
 def test_nothing_is_changed_by_checking(run):
     recaps = re.findall(r"^\S+ +: .*changed=(\d+) +unreachable=(\d+)", run.stdout, re.MULTILINE)
-    assert len(recaps) == len(CASES) + 1
+    assert len(recaps) == len(CASES) + 3
     assert set(recaps) == {("0", "0")}
 
 

@@ -147,6 +147,10 @@ def test_templates_that_can_be_checked_are_checked_before_they_replace_a_file():
         "etc/supervisor/supervisord.conf.j2",
         "etc/supervisor/conf.d/program.conf.j2",
         "etc/systemd/system/kestrel.service.j2",
+        # A loop over units of the packet filter, and one over those of the guard.
+        "etc/systemd/system/{{ item }}.j2",
+        "etc/systemd/system/kestrel-stack-spool-guard.{{ item }}.j2",
+        "etc/tmpfiles.d/kestrel-stack-kestrel.conf.j2",
         "etc/systemd/system/supervisor.service.d/10-kestrel-stack.conf.j2",
     }
 

@@ -111,15 +111,12 @@ def sources(
         single = network.prefixlen == network.max_prefixlen
         return str(network.network_address if single else network)
 
-    result: dict[str, Any] = {
-        f"ipv{version}": [
-            text(network)
-            for network in ipaddress.collapse_addresses(
-                network for network, _ in found if network.version == version
-            )
-        ]
-        for version in (4, 6)
-    }
+    def family(version: int) -> list[str]:
+        networks: Any = sorted({network for network, _ in found if network.version == version})
+        # One that lies in another is an overlap. Neighbours stay apart, so that the table shows who is in it.
+        return [text(one) for one in networks if not any(one != it and one.subnet_of(it) for it in networks)]
+
+    result: dict[str, Any] = {"ipv4": family(4), "ipv6": family(6)}
     result["who"] = [[text(network), who] for network, who in found]
     return result
 
