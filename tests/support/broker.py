@@ -114,7 +114,7 @@ class BrokerProcess:
         prefix = f"STAT queue_{queue}_"
         lines = self.raw(b"stats\r\n").decode("latin-1").split("\r\n")
         pairs = [line.removeprefix(prefix).split(" ") for line in lines if line.startswith(prefix)]
-        return {key: int(number) for key, number in pairs}
+        return {key: int(number) for key, number in pairs if number.isdigit()}
 
     def drain(self, queue: str) -> list[bytes]:
         """Take every item of a queue with plain gets, in order."""
