@@ -129,7 +129,9 @@ class AdminServer:
         if form == "txt":
             return _response(200, "text/plain", _as_text(answer), with_body=with_body)
         body = answer if isinstance(answer, dict) else {"response": answer}
-        return _response(200, "application/json", json.dumps(body, separators=(",", ":")) + "\n", with_body=with_body)
+        return _response(
+            200, "application/json", json.dumps(body, separators=(",", ":")) + "\n", with_body=with_body
+        )
 
     # Commands
 

@@ -27,6 +27,8 @@ from kestrel_stack.broker.stats import Counters, Stats
 from kestrel_stack.broker.status import ServerStatus
 
 log = logging.getLogger("kestrel.server")
+reload_log = logging.getLogger("kestrel.reload")
+reload_log.setLevel(logging.INFO)  # whatever the log level is: who reloads looks for it
 
 RECEIVE_BYTES = 256 * 1024
 """Most bytes that are taken from a connection at once."""
@@ -188,12 +190,7 @@ class Broker:
         self.config = new
         logging.getLogger().setLevel(new.log_level.upper())
         self.spool.reload(new)
-        log.log(
-            logging.INFO if log.isEnabledFor(logging.INFO) else logging.CRITICAL,
-            "Reloaded config: %d queues, %d aliases",
-            len(new.queues),
-            len(new.aliases),
-        )
+        reload_log.info("Reloaded config: %d queues, %d aliases", len(new.queues), len(new.aliases))
 
     # Timers
 
@@ -217,7 +214,8 @@ class Broker:
         while True:
             await asyncio.sleep(min(1.0, timeout_s / 10))
             latest = time.monotonic() - timeout_s
-            for session in [session for session in self.sessions if session.last_read_s < latest]:
+            idle = [session for session in self.sessions if session.last_read_s < latest]
+            for session in idle:
                 log.debug("closing a connection that has been idle for %g s", timeout_s)
                 session.drop()
 
@@ -230,7 +228,10 @@ class Broker:
                     await self._sweep_queue(queue)
                 except JournalError as error:
                     log.error("%s", error)
-            self.spool.delete_idle()
+            try:
+                self.spool.delete_idle()
+            except JournalError as error:
+                log.error("%s", error)
 
     @staticmethod
     async def _sweep_queue(queue: Queue) -> None:

@@ -175,11 +175,10 @@ class Session(asyncio.BufferedProtocol):
             self._let_go()
 
     def drop(self) -> None:
-        """Close at once; what was not sent yet is lost, open reads return."""
-        if not self._closing:
-            self._closing = True
+        """Close at once; replies that the client does not take are lost, open reads return."""
+        if self._transport.get_write_buffer_size():
             self._transport.abort()
-            self._let_go()
+        self.hang_up()
 
     def _let_go(self) -> None:
         if self._waiting and not self._monitor:

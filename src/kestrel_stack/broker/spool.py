@@ -97,13 +97,20 @@ class Spool:
         self.config = config
         for name, queue in self.queues.items():
             settings = config.settings_for(name)
-            if settings.keep_journal != queue.settings.keep_journal:
-                log.warning("%s: keep_journal changes when the broker is restarted", name)
-                settings = replace(settings, keep_journal=queue.settings.keep_journal)
-            queue.settings = settings
+            queue.settings = self._what_can_change(name, queue.settings, settings)
         for queue in list(self.queues.values()):
             self._make_expiry_target(queue.settings)
         self._make_aliases()
+
+    @staticmethod
+    def _what_can_change(name: str, old: QueueSettings, new: QueueSettings) -> QueueSettings:
+        """Return the new settings, but for those that a queue has from its beginning."""
+        for key in ("keep_journal", "sync_journal_ms"):
+            value = getattr(old, key)
+            if getattr(new, key) != value:
+                log.warning("%s: %s changes when the broker is restarted", name, key)
+                new = replace(new, **{key: value})
+        return new
 
     def _make_aliases(self) -> None:
         known, self.aliases = self.aliases, {}
@@ -295,17 +302,15 @@ class Spool:
         """Delete the empty queues that are older than their max_queue_age and that nobody has a read open on.
 
         Their age counts from when they were made or loaded, not from their last use, as in Kestrel.
+        JournalError if a file cannot be removed.
         """
         now = self._clock()
         for name, queue in list(self.queues.items()):
             age = queue.settings.max_queue_age
             if age is None or queue.items or queue.open_reads or now <= queue.created_ms + age * 1000:
                 continue
-            try:
-                self.delete(name)
-            except JournalError as error:
-                log.error("%s", error)
             self.queue_expires += 1
+            self.delete(name)
 
     def close(self) -> None:
         """Sync and close every queue, and give the folder free."""

@@ -9,6 +9,7 @@ file is taken for damage (Kestrel would refuse everything).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from enum import Enum
@@ -51,6 +52,8 @@ class ServerStatus:
         """Take over what the file says; a file that says nothing is logged, and the status stays UP."""
         if self.file is None:
             return
+        with contextlib.suppress(OSError):  # what comes of it is seen below, or when a status is stored
+            self.file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self.file.open("rb") as stored:
                 text = stored.read(MOST_READ)
