@@ -1,8 +1,10 @@
 """The broker as a program: start, refusals, admin HTTP, stop, and the one-file bundle."""
 
+import contextlib
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -262,7 +264,97 @@ def test_server_info_names_the_version(broker):
     assert json.loads(admin(broker, "/server_info")[2])["version"] == "2.4.1"
 
 
-@pytest.mark.parametrize("path", ["/", "/nonsense", "/ping.xml", "/../ping", "/report/"])
+def counters(broker: BrokerProcess, query: str = "") -> dict[str, int]:
+    return json.loads(admin(broker, f"/stats.json{query}")[2])["counters"]
+
+
+def test_a_namespace_sees_what_came_since_it_last_asked(broker):
+    broker.raw(b"set jobs 0 0 1\r\n1\r\n")
+    assert counters(broker, "?namespace=page")["cmd_set"] == 1
+    broker.raw(b"set jobs 0 0 1\r\n1\r\n" * 2)
+    assert counters(broker, "?namespace=other")["cmd_set"] == 3
+    assert counters(broker, "?namespace=page")["q/jobs/put_items"] == 2
+    assert counters(broker, "?namespace=page")["cmd_set"] == 0
+
+
+def test_a_period_sees_the_last_whole_period_and_nothing_at_first(broker):
+    with broker.connect() as client:
+        client.set("jobs", b"1")
+        assert counters(broker, "?period=1")["cmd_set"] == 0
+        # In one piece, so that both are in one period.
+        client.ask(b"set jobs 0 0 1\r\n1\r\n" * 2, b"STORED\r\n" * 2)
+        seen = []
+
+        def over() -> bool:
+            seen.append(counters(broker, "?period=1")["cmd_set"])
+            return 2 in seen and seen[-1] == 0
+
+        wait_until(over, "the period with two sets to be over")
+    assert set(seen) == {0, 2}
+
+
+@pytest.mark.parametrize("period", ["0", "-1", "x", "1.5", "999999999999", "%B2"])
+def test_a_period_that_is_none_is_refused(broker, period):
+    assert admin(broker, f"/stats.json?period={period}") == (
+        400,
+        "text/plain",
+        "period must be seconds from 1 to 86400\n",
+    )
+
+
+def test_times_are_measured_for_the_server_and_each_queue(broker):
+    with broker.connect() as client:
+        client.set("jobs", b"1")
+        client.get("jobs/open")
+        client.get("jobs/close/open")
+        client.get("jobs/t=1")
+        client.get("other/t=1/peek")
+    metrics = json.loads(admin(broker, "/stats.json")[2])["metrics"]
+    for prefix, waits in (("", 2), ("q/jobs/", 1)):
+        assert {
+            name.removeprefix(prefix): metric["count"]
+            for name, metric in metrics.items()
+            if name.startswith(prefix) and name.count("/") == prefix.count("/")
+        } == {
+            "set_latency_usec": 1,
+            "get_hit_latency_usec": 1,
+            "get_miss_latency_usec": 1,
+            "get_timeout_msec": waits,
+            "delivery_latency_msec": 1,
+        }
+    assert "\n  q/other/get_timeout_msec: (average=" in admin(broker, "/stats.txt")[2]
+    broker.raw(b"delete jobs\r\n")
+    metrics = json.loads(admin(broker, "/stats.json")[2])["metrics"]
+    assert metrics["set_latency_usec"]["count"] == 1
+    assert not [name for name in metrics if name.startswith("q/jobs/")]
+
+
+def test_threads_and_gc_answer(broker):
+    threads = json.loads(admin(broker, "/threads")[2])["threads"].values()
+    assert "MainThread" in {thread["thread"] for thread in threads}
+    assert admin(broker, "/gc.txt") == (200, "text/plain", "ok\n")
+
+
+def test_log_levels_are_shown_and_changed_and_nonsense_is_refused(broker):
+    assert json.loads(admin(broker, "/logging")[2])["kestrel.session"] == "INFO"
+    assert admin(broker, "/logging?name=kestrel.session&level=debug")[0] == 200
+    broker.raw(b"nonsense\r\n")
+    wait_until(lambda: "closing a connection: unknown command 'nonsense'" in broker.log, "the debug line")
+    assert "level must be one of FATAL" in admin(broker, "/logging?level=loud")[2]
+    status, _, text = admin(broker, "/logging?name=nobody&level=info")
+    assert (status, "known are kestrel" in text) == (400, True)
+
+
+@pytest.mark.parametrize(
+    "path", ["/report/", "/graph/", "/graph_data/counter:x", "/static/x.js", "/pprof/heap"]
+)
+def test_kestrels_pages_that_are_not_there_say_so(broker, path):
+    status, kind, text = admin(broker, path)
+    assert (status, kind) == (404, "text/plain")
+    assert "the embedded broker has no graphs and no profiler; see /stats.json" in text
+
+
+@pytest.mark.parametrize("path", ["/", "/nonsense", "/ping.xml", "/../ping", "/favicon.ico"])
 def test_what_the_admin_does_not_know_is_404(broker, path):
     assert admin(broker, path)[0] == 404
 
@@ -288,6 +380,148 @@ def test_no_admin_port_when_it_is_null(tmp_path):
         assert "admin off" in broker.log
 
 
+# Reload
+
+
+def reload_by_command(broker):
+    assert broker.raw(b"reload\r\n") == b"Reloaded config.\r\n"
+
+
+def reload_by_admin(broker):
+    assert admin(broker, "/reload.txt") == (200, "text/plain", "ok\n")
+
+
+def reload_by_signal(broker):
+    broker.process.send_signal(signal.SIGHUP)
+
+
+@pytest.mark.parametrize("reload", [reload_by_command, reload_by_admin, reload_by_signal])
+def test_every_way_to_reload_changes_live_queues_and_aliases_and_is_seen_in_the_log(tmp_path, reload):
+    with BrokerProcess(tmp_path, log_level="error") as broker:
+        with broker.connect() as client:
+            client.set("jobs", b"1")
+            broker.config |= {"queues": {"jobs": {"max_items": 1}}, "aliases": {"all": ["a", "b"]}}
+            broker.command()  # writes the file
+            reload(broker)
+            wait_until(lambda: "Reloaded config: 1 queues, 1 aliases\n" in broker.log, "the reload")
+            client.ask(b"set jobs 0 0 1\r\n2\r\n", b"NOT_STORED\r\n")
+            client.set("all", b"3")
+            assert client.get("b") == b"3"
+        assert "needs a restart" not in broker.log
+
+
+def test_what_a_reload_cannot_change_is_named_and_stays(broker):
+    broker.config |= {"port": 1, "max_open_transactions": 7, "expiration_timer_ms": 5, "log_level": "warning"}
+    before = broker.port
+    broker.command()
+    reload_by_command(broker)
+    wait_until(lambda: "Reloaded config: 0 queues, 0 aliases" in broker.log, "the reload")
+    assert "port, max_open_transactions, expiration_timer_ms: needs a restart" in broker.log
+    assert broker.port == before
+    assert broker.raw(b"version\r\n") == b"VERSION 2.4.1\r\n"
+
+
+@pytest.mark.parametrize("content", ['{"queues": {"jobs": {"max_itms": 9}}}', "{", ""])
+def test_a_wrong_file_changes_nothing_and_is_in_the_log(tmp_path, content):
+    with BrokerProcess(tmp_path, queues={"jobs": {"max_items": 1}}) as broker:
+        broker.config_file.write_text(content)
+        reload_by_command(broker)
+        wait_until(lambda: "everything stays as it was" in broker.log, "the refusal")
+        assert f"reload (the reload command): {broker.config_file}: " in broker.log
+        assert "Reloaded config" not in broker.log
+        put = b"set jobs 0 0 1\r\n1\r\n"
+        assert broker.raw(put * 2) == b"STORED\r\nNOT_STORED\r\n"
+
+
+# Status
+
+
+def test_a_status_outlives_a_crash_and_a_damaged_file_does_not_keep_the_broker_down(tmp_path):
+    file = tmp_path / "status"
+    with BrokerProcess(tmp_path, status_file=str(file)) as broker:
+        assert broker.raw(b"status ReadOnly\r\nstatus\r\n") == b"END\r\nREADONLY\r\n"
+        broker.kill()
+        assert file.read_text() == "ReadOnly\n"
+        broker.start()
+        assert broker.raw(b"status\r\n") == b"READONLY\r\n"
+        assert broker.raw(b"set jobs 0 0 1\r\n1\r\n") == b"SERVER_ERROR\r\n"
+        broker.kill()
+        file.write_bytes(b"\0\xff")
+        broker.start()
+        assert broker.raw(b"status\r\nset jobs 0 0 1\r\n1\r\n") == b"UP\r\nSTORED\r\n"
+        assert f"{file}: no status in it" in broker.log
+
+
+# Timers, files
+
+
+def test_a_silent_client_is_dropped_also_while_it_waits_and_its_open_read_returns(tmp_path):
+    with BrokerProcess(tmp_path, client_timeout_ms=300) as broker, broker.connect() as waiting:
+        with broker.connect() as client:
+            client.set("jobs", b"1")
+            assert client.get("jobs/open") == b"1"
+            waiting.send(b"get empty/t=60000\r\n")
+            assert client.read_all() == b""
+        assert waiting.read_all() == b""
+        assert broker.drain("jobs") == [b"1"]
+
+
+def test_a_client_that_says_something_stays(tmp_path):
+    with (
+        BrokerProcess(tmp_path, client_timeout_ms=400) as broker,
+        broker.connect() as silent,
+        broker.connect() as busy,
+    ):
+        silent.sock.settimeout(0.05)
+        dropped = False
+        while not dropped:
+            busy.ask(b"version\r\n", b"VERSION 2.4.1\r\n")
+            with contextlib.suppress(TimeoutError):
+                dropped = silent.sock.recv(1) == b""
+        busy.ask(b"version\r\n", b"VERSION 2.4.1\r\n")
+
+
+def test_the_timer_takes_expired_items_and_old_queues_away(tmp_path):
+    settings = {"old": {"max_queue_age": 0.2}, "slow": {"max_expire_sweep": 2}}
+    with BrokerProcess(tmp_path, expiration_timer_ms=50, queues=settings) as broker:
+        broker.raw(b"get old\r\nset jobs 0 -1 1\r\n1\r\n" + b"set slow 0 -1 1\r\n1\r\n" * 5)
+        wait_until(lambda: broker.stats("jobs")["expired_items"] == 1, "the item to expire")
+        wait_until(lambda: broker.stats("slow")["items"] == 0, "all of them to expire")
+        wait_until(lambda: b"STAT queue_expires 1\r\n" in broker.raw(b"stats\r\n"), "the queue to go")
+        assert not (broker.spool / "old").exists()
+
+
+def test_without_room_for_more_connections_they_are_refused_until_there_is(tmp_path):
+    def few_files():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    broker = BrokerProcess(tmp_path).start(preexec_fn=few_files)
+    with broker, contextlib.ExitStack() as stack:
+        served, refused = [], 0
+        while refused < 3:
+            client = stack.enter_context(broker.connect())
+            client.send(b"version\r\n")
+            if client.read_some() == b"":
+                refused += 1
+            else:
+                served.append(client)
+        assert 20 < len(served) < 64
+        # There is still room for new journals.
+        served[0].set("jobs", b"1")
+        assert served[1].get("jobs") == b"1"
+        assert broker.log.count("no room for more connections") == 1
+        for client in served:
+            client.close()
+
+        def again() -> bool:
+            with broker.connect() as client:
+                client.send(b"version\r\n")
+                return client.read_some() != b""
+
+        wait_until(again, "room for a connection")
+        assert "Traceback" not in broker.log
+
+
 # Stop
 
 
@@ -307,7 +541,13 @@ def stop_by_admin(broker):
     assert admin(broker, "/shutdown.txt") == (200, "text/plain", "ok\n")
 
 
-@pytest.mark.parametrize("stop", [stop_by_sigterm, stop_by_sigint, stop_by_command, stop_by_admin])
+def stop_by_quiesce(broker):
+    assert admin(broker, "/quiesce", "POST")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "stop", [stop_by_sigterm, stop_by_sigint, stop_by_command, stop_by_admin, stop_by_quiesce]
+)
 def test_every_way_to_stop_ends_0_and_keeps_everything(broker, stop):
     with broker.connect() as client:
         for item in (b"1", b"2", b"3"):

@@ -183,6 +183,11 @@ class RawClient:
             data += chunk
         return data
 
+    def read_some(self) -> bytes:
+        """What is there, or comes next; nothing if the server has closed."""
+        data, self._buffer = self._buffer, b""
+        return data or self._receive(65536)
+
     def _receive(self, most: int) -> bytes:
         with contextlib.suppress(ConnectionResetError):
             return self.sock.recv(most)
