@@ -184,12 +184,12 @@ class Broker:
             for entry in fields(Config)
             if entry.name not in RELOADABLE and getattr(new, entry.name) != getattr(self.config, entry.name)
         ]
-        if stays:
-            log.warning("reload (%s): %s: needs a restart", why, ", ".join(stays))
         new = replace(new, **{name: getattr(self.config, name) for name in stays})
         self.config = new
         logging.getLogger().setLevel(new.log_level.upper())
-        self.spool.reload(new)
+        stays += self.spool.reload(new)
+        if stays:
+            reload_log.warning("reload (%s): %s: needs a restart", why, ", ".join(stays))
         reload_log.info("Reloaded config: %d queues, %d aliases", len(new.queues), len(new.aliases))
 
     # Timers

@@ -92,25 +92,25 @@ class Spool:
             self._make_expiry_target(queue.settings)
         self._make_aliases()
 
-    def reload(self, config: Config) -> None:
-        """Give every queue its settings in ``config``, and take over its aliases."""
+    def reload(self, config: Config) -> list[str]:
+        """Give every queue its settings in ``config``, and take over its aliases.
+
+        Returned is what queues have from their beginning and keep until a restart: ``queue "a": keep_journal``.
+        """
         self.config = config
+        stays = []
         for name, queue in self.queues.items():
             settings = config.settings_for(name)
-            queue.settings = self._what_can_change(name, queue.settings, settings)
+            for key in ("keep_journal", "sync_journal_ms"):
+                value = getattr(queue.settings, key)
+                if getattr(settings, key) != value:
+                    stays.append(f'queue "{name}": {key}')
+                    settings = replace(settings, **{key: value})
+            queue.settings = settings
         for queue in list(self.queues.values()):
             self._make_expiry_target(queue.settings)
         self._make_aliases()
-
-    @staticmethod
-    def _what_can_change(name: str, old: QueueSettings, new: QueueSettings) -> QueueSettings:
-        """Return the new settings, but for those that a queue has from its beginning."""
-        for key in ("keep_journal", "sync_journal_ms"):
-            value = getattr(old, key)
-            if getattr(new, key) != value:
-                log.warning("%s: %s changes when the broker is restarted", name, key)
-                new = replace(new, **{key: value})
-        return new
+        return stays
 
     def _make_aliases(self) -> None:
         known, self.aliases = self.aliases, {}
