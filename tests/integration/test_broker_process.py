@@ -400,6 +400,7 @@ def test_every_way_to_reload_changes_live_queues_and_aliases_and_is_seen_in_the_
     with BrokerProcess(tmp_path, log_level="error") as broker:
         with broker.connect() as client:
             client.set("jobs", b"1")
+            broker.config |= {"port": 0, "admin_port": 0}  # as it was started with
             broker.config |= {"queues": {"jobs": {"max_items": 1}}, "aliases": {"all": ["a", "b"]}}
             broker.command()  # writes the file
             reload(broker)
@@ -411,7 +412,13 @@ def test_every_way_to_reload_changes_live_queues_and_aliases_and_is_seen_in_the_
 
 
 def test_what_a_reload_cannot_change_is_named_and_stays(broker):
-    broker.config |= {"port": 1, "max_open_transactions": 7, "expiration_timer_ms": 5, "log_level": "warning"}
+    broker.config |= {
+        "port": 1,
+        "admin_port": 0,
+        "max_open_transactions": 7,
+        "expiration_timer_ms": 5,
+        "log_level": "warning",
+    }
     before = broker.port
     broker.command()
     reload_by_command(broker)

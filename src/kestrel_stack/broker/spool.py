@@ -95,7 +95,7 @@ class Spool:
     def reload(self, config: Config) -> list[str]:
         """Give every queue its settings in ``config``, and take over its aliases.
 
-        Returned is what queues have from their beginning and keep until a restart: ``queue "a": keep_journal``.
+        Returned is what queues keep until a restart, such as ``queue "a": keep_journal``.
         """
         self.config = config
         stays = []
