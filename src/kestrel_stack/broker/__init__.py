@@ -4,19 +4,19 @@ For labs, tests and small installations: one process, the standard library only,
 writes the same journal files as Kestrel, so that either can be put in the place of the other.
 
 Run it with ``python -m kestrel_stack.broker --config FILE.json``; ``kestrel_stack.broker.bundle`` packs
-it into a single file.
+it into a single file. SIGTERM and SIGINT stop it in order, SIGHUP reloads the configuration.
 
-What is here: set, get and gets with t=, open, close, abort and peek; delete, flush, flush_all,
-flush_expired, flush_all_expired, confirm, stats, dump_stats, status (read only), version, quit,
-shutdown; the admin HTTP commands ping, stats, server_info and shutdown.
+What is here: every command of the memcache port, fanouts, aliases, all queue settings, the status and the
+file that keeps it, the client timeout, the expiration timer, reload, and the admin HTTP.
 
-What is not here yet: fanouts (a ``+`` in a queue name is refused as an illegal name is: closed without
-a reply), aliases, monitor, reload, changing the status (READONLY, QUIESCENT), the text and thrift
-protocols, expireToQueue, the expiration timer, keepJournal=false, read-behind (all items of a queue are
-in memory), rotation and background packing (see journal.py for what keeps the files small instead).
+What is not: the text and the thrift protocol, a change of status that takes effect later
+(statusChangeGracePeriod) or is published elsewhere (ZooKeeper), and of the admin HTTP the graphs, the
+profiler and the numbers of a Java virtual machine. Where it differs from Kestrel on purpose is in
+docs/decisions/007.
 
-Modules: protocol (bytes to requests), session (one connection), queue (items, open reads, waiting
-reads), records and journal (the files), spool (all queues of a folder), config, stats, admin, server.
+Modules: config; protocol (bytes to requests), session (one connection), server (ports, timers, reload); spool
+(all queues of a folder, fanouts, aliases), queue (items, open reads, waiting reads), records, journal and
+what they stand on (the files); status; timings, stats and admin (the numbers).
 """
 
 SERVER_VERSION = "2.4.1"

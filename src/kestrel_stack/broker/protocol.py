@@ -169,6 +169,9 @@ class RequestParser:
                 else bytes(memoryview(self._buffer)[self._at : stop - 2])
             )
             self._at = stop
+            if stop == len(self._buffer):  # a large item must not be held twice
+                self._buffer = b""
+                self._at = self._searched = 0
         self._pending = None
         return request
 
