@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 
 import pytest
 
@@ -37,11 +38,37 @@ def test_the_queue_listens_where_it_was_told_and_nowhere_else(root, queue, addre
     assert listening(root, queue) == {f"{address}:22133", "127.0.0.1:2223"}
 
 
-def test_the_admin_port_cannot_be_reached_from_another_host(admin, stack, address):
+def test_the_admin_port_cannot_be_reached_from_a_worker_and_that_is_counted(
+    root, admin, stack, queue, address
+):
+    before = refused(root, queue, "admin")
     worker = admin(stack.group("consumers")[0])
     probe = worker.run("python3 -c 'import socket; socket.create_connection((\"%s\", 2223), 3)'", address)
     assert probe.rc != 0
     assert "ConnectionRefusedError" in probe.stderr
+    # By the packet filter, and not only because nobody listens there.
+    assert refused(root, queue, "admin") > before
+
+
+def test_a_machine_in_none_of_the_groups_is_refused_by_the_packet_filter(root, stack, queue, address):
+    """The stranger is the machine that runs this test: it deploys by ssh and never talks to the queue."""
+    if address in {stack.vars(host)["kestrel_stack_address"] for host in stack.group("consumers")}:
+        pytest.skip("everything is on one host")
+    for port, chain in ((22133, "port"), (2223, "admin")):
+        before = refused(root, queue, chain)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, port), 5)
+        assert refused(root, queue, chain) > before
+
+
+def refused(root, host, chain):
+    """Return how many packets our packet filter has refused in a chain."""
+    [line] = [
+        line
+        for line in root(host, f"nft list chain inet kestrel_stack {chain}").splitlines()
+        if "reject" in line
+    ]
+    return int(re.search(r"packets (\d+)", line).group(1))
 
 
 def test_the_server_runs_as_its_own_user_without_any_privilege(root, queue):

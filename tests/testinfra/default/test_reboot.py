@@ -59,7 +59,9 @@ def test_a_rebooted_consumer_host_has_all_its_workers_on_the_same_release(stack,
     )
 
 
-def test_a_rebooted_queue_has_what_was_acknowledged(stack, memcache, eventually):
+def test_a_rebooted_queue_has_what_was_acknowledged_and_its_packet_filter_first(
+    stack, root, memcache, eventually
+):
     address = stack.vars("queue1")["kestrel_stack_address"]
     memcache("worker1", address, 22133, "delete reboot_probe\r\n")
     assert memcache("worker1", address, 22133, "set reboot_probe 0 0 5\r\nstays\r\n") == "STORED\r\n"
@@ -68,3 +70,10 @@ def test_a_rebooted_queue_has_what_was_acknowledged(stack, memcache, eventually)
     eventually(lambda: stack.host("worker1").run(probe).rc == 0, "Kestrel answers again")
     assert "stays" in memcache("worker1", address, 22133, "get reboot_probe\r\n", "END\r\n")
     memcache("worker1", address, 22133, "delete reboot_probe\r\n")
+    assert "reject" in root("queue1", "nft list table inet kestrel_stack")
+    loaded, started = root(
+        "queue1",
+        "systemctl show --value --property ActiveEnterTimestampMonotonic kestrel-stack-firewall;"
+        " systemctl show --value --property ExecMainStartTimestampMonotonic kestrel",
+    ).split()
+    assert 0 < int(loaded) < int(started)

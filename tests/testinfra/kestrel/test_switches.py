@@ -1,0 +1,92 @@
+"""What the inventory switches off is taken away whole, and comes back: by the role itself, on queue2."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+PLAY = [
+    {
+        "name": "Run the parts that can be switched off",
+        "hosts": "queue2",
+        "become": True,
+        "tasks": [
+            {
+                "name": "Run a part of the role",
+                "ansible.builtin.include_role": {"name": "kestrel", "tasks_from": "{{ part }}"},
+                "loop": ["preflight", "firewall", "guard"],
+                "loop_control": {"loop_var": "part"},
+            }
+        ],
+    }
+]
+OFF = {"kestrel_firewall": False, "kestrel_spool_floor": 0}
+# Every file that either part installs.
+FILES = [
+    "/etc/kestrel/firewall.nft",
+    "/etc/systemd/system/kestrel-stack-firewall.service",
+    "/etc/systemd/system/nftables.service.d/10-kestrel-stack.conf",
+    "/usr/local/sbin/kestrel-stack-firewall",
+    "/etc/systemd/system/kestrel-stack-spool-guard.service",
+    "/etc/systemd/system/kestrel-stack-spool-guard.timer",
+    "/usr/local/sbin/kestrel-stack-spool-guard",
+]
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Run the parts with these variables; return how many tasks changed something, and the output."""
+
+    def run(variables):
+        (tmp_path / "play.yml").write_text(json.dumps(PLAY))
+        done = subprocess.run(
+            [
+                Path(sys.executable).parent / "ansible-playbook",
+                *("-i", os.environ["KESTREL_STACK_INVENTORY"], "-e", json.dumps(variables)),
+                tmp_path / "play.yml",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=CHECKOUT,
+            env={**os.environ, "ANSIBLE_ROLES_PATH": str(CHECKOUT / "ansible/roles"), "ANSIBLE_NOCOLOR": "1"},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        recap = re.search(r"^queue2 .* changed=(\d+)", done.stdout, re.MULTILINE)
+        assert recap
+        return int(recap.group(1)), done.stdout
+
+    return run
+
+
+def test_packet_filter_and_guard_go_whole_and_come_back(stack, root, admin, memcache, play):
+    address = stack.vars("queue2")["kestrel_stack_address"]
+    probe = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 22133), 5)'"
+    assert "ConnectionRefused" in admin("stranger1").run(probe).stderr
+    # As the guard leaves them when there is little room.
+    root("queue2", "runuser -u kestrel -- touch /var/lib/kestrel/guard.json")
+    assert memcache("queue2", address, 22133, "status readonly\r\n") == "END\r\n"
+
+    changed, said = play(OFF)
+    assert changed > 0
+    assert "WARNING: kestrel_firewall is false: whoever reaches queue2 reaches the memcache port 22133" in (
+        " ".join(said.split())
+    )
+    assert root("queue2", f"ls {' '.join(FILES)} 2>/dev/null || :") == ""
+    assert root("queue2", "nft list tables inet") == ""
+    assert "kestrel-stack" not in root("queue2", "systemctl list-units --all --plain 'kestrel-stack-*'")
+    assert memcache("queue2", address, 22133, "status\r\n") == "UP\r\n"
+    assert admin("stranger1").run(probe).rc == 0
+    assert play(OFF)[0] == 0
+
+    assert play({})[0] > 0
+    assert "ConnectionRefused" in admin("stranger1").run(probe).stderr
+    assert root("queue2", f"ls {' '.join(FILES)}").split() == sorted(FILES)
+    assert root("queue2", "systemctl is-active kestrel-stack-spool-guard.timer").strip() == "active"
