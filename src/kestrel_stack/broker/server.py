@@ -36,8 +36,11 @@ RECEIVE_BYTES = 256 * 1024
 RELOADABLE = ("log_level", "default", "queues", "aliases")
 """What a reload changes; Kestrel's changes the same."""
 
-SWEPT_AT_ONCE = 5000
-"""Expired items that the timer takes out of one queue before others have a turn."""
+SWEPT_AT_ONCE = 1000
+"""Expired items that the timer takes out of one queue before it looks at the time."""
+
+SWEEP_TURN_S = 0.005
+"""Seconds that the timer's sweep takes before connections have a turn."""
 
 
 class StartError(Exception):
@@ -223,27 +226,31 @@ class Broker:
         """Drop expired items at the heads of all queues, then the queues that are too old; for ever."""
         while True:
             await asyncio.sleep(period_s)
+            turn = time.monotonic()
             for queue in list(self.spool.queues.values()):
-                try:
-                    await self._sweep_queue(queue)
-                except JournalError as error:
-                    log.error("%s", error)
+                left = queue.settings.max_expire_sweep
+                while not queue.closed:
+                    most = SWEPT_AT_ONCE if left is None else min(left, SWEPT_AT_ONCE)
+                    dropped = self._drop_expired(queue, most)
+                    if time.monotonic() - turn > SWEEP_TURN_S:
+                        await asyncio.sleep(0)
+                        turn = time.monotonic()
+                    if left is not None:
+                        left -= dropped
+                    if dropped < most or left == 0:
+                        break
             try:
                 self.spool.delete_idle()
             except JournalError as error:
                 log.error("%s", error)
 
     @staticmethod
-    async def _sweep_queue(queue: Queue) -> None:
-        left = queue.settings.max_expire_sweep
-        while not queue.closed:
-            most = SWEPT_AT_ONCE if left is None else min(left, SWEPT_AT_ONCE)
-            dropped = queue.drop_expired(most)
-            await asyncio.sleep(0)
-            if left is not None:
-                left -= dropped
-            if dropped < most or left == 0:
-                return
+    def _drop_expired(queue: Queue, most: int) -> int:
+        try:
+            return queue.drop_expired(most)
+        except JournalError as error:
+            log.error("%s", error)
+            return 0
 
     # Files and connections
 

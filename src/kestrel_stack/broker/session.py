@@ -33,6 +33,9 @@ MAX_BUFFERED = 1 << 20
 WRITE_AT_ONCE = 64 * 1024
 """Bytes of replies that are collected while requests are at hand, before they are written."""
 
+LINGER_S = 30.0
+"""Seconds that a client has to take its last replies once its connection is closed."""
+
 SECONDS_OR_DATE = 1_000_000
 """From here on an expiry is a unix time in seconds; below it is seconds from now."""
 
@@ -172,6 +175,8 @@ class Session(asyncio.BufferedProtocol):
             self._closing = True
             self._send(reply)
             self._transport.close()
+            if self._transport.get_write_buffer_size():
+                asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
             self._let_go()
 
     def drop(self) -> None:
