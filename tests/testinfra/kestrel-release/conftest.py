@@ -1,0 +1,80 @@
+"""The role run again with other variables, and the queue on the one host."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+SCENARIO = CHECKOUT / "molecule/kestrel-release"
+STANDINS = CHECKOUT / ".build/standin"
+REAL = bool(os.environ.get("KESTREL_ARCHIVE"))
+
+
+@pytest.fixture(scope="session")
+def play():
+    """Run the role on the host with further variables; return the finished process."""
+
+    def run(**variables):
+        return subprocess.run(
+            [
+                Path(sys.executable).parent / "ansible-playbook",
+                f"--inventory={SCENARIO / 'inventory'}",
+                "--extra-vars",
+                json.dumps(variables),
+                SCENARIO / "converge.yml",
+            ],
+            cwd=CHECKOUT,
+            env={**os.environ, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def talk(memcache, stack):
+    """Say something to the memcache port."""
+
+    def say(text, ends="\r\n"):
+        return memcache("queue1", stack.vars("queue1")["kestrel_stack_address"], 22133, text, ends)
+
+    return say
+
+
+@pytest.fixture
+def put(talk):
+    """Put items into a queue that was emptied before."""
+
+    def store(queue, *items):
+        talk(f"delete {queue}\r\n")
+        for item in items:
+            assert talk(f"set {queue} 0 0 {len(item)}\r\n{item}\r\n") == "STORED\r\n"
+
+    return store
+
+
+@pytest.fixture
+def take(talk):
+    """Take everything from a queue, in its order."""
+
+    def drain(queue):
+        found = []
+        while (answer := talk(f"get {queue}\r\n", "END\r\n")) != "END\r\n":
+            found.append(answer.split("\r\n")[1])
+        return found
+
+    return drain
+
+
+@pytest.fixture(scope="session")
+def answers(root):
+    """Wait until the server answers."""
+    return lambda: root("queue1", "/usr/local/sbin/kestrel-stack-kestrel wait")
