@@ -155,9 +155,12 @@ class Session(asyncio.BufferedProtocol):
         self._write_paused = True
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Go on, in the loop's next turn: a close in here would make asyncio report the loss twice."""
         self._write_paused = False
-        if self._monitor and not self._waiting:
+        asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._monitor and not self._waiting and not self._write_paused:
             self._go_on_monitoring()
         self._run()
 
