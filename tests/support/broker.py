@@ -137,11 +137,11 @@ class RawClient:
 
     def expect(self, reply: bytes) -> None:
         """Read exactly as many bytes as ``reply`` has; AssertionError if they differ or it closes."""
-        got = self._buffer[: len(reply)]
+        got = bytearray(self._buffer[: len(reply)])
         self._buffer = self._buffer[len(got) :]
         while len(got) < len(reply) and (chunk := self._receive(len(reply) - len(got))):
             got += chunk
-        assert got == reply, f"expected {reply!r}, got {got!r}"
+        assert got == reply, f"expected {_short(reply)}, got {_short(got)}"
 
     def ask(self, data: bytes, reply: bytes) -> None:
         self.send(data)
@@ -167,14 +167,14 @@ class RawClient:
             return None
         assert head.startswith(b"VALUE "), head
         size = int(head.split()[3])
-        while len(self._buffer) < size + 7:
-            chunk = self._receive(65536)
+        got = bytearray(self._buffer)  # which grows without a copy for each chunk
+        while len(got) < size + 7:
+            chunk = self._receive(1 << 20)
             assert chunk, "closed in the middle of an item"
-            self._buffer += chunk
-        data, rest = self._buffer[:size], self._buffer[size:]
-        assert rest[:7] == b"\r\nEND\r\n", rest
-        self._buffer = rest[7:]
-        return data
+            got += chunk
+        assert got[size : size + 7] == b"\r\nEND\r\n", got[size : size + 7]
+        self._buffer = bytes(got[size + 7 :])
+        return bytes(got[:size])
 
     def read_all(self) -> bytes:
         """Everything until the server closes."""
@@ -201,6 +201,10 @@ class RawClient:
 
     def __exit__(self, *exc) -> None:
         self.close()
+
+
+def _short(data: bytes) -> str:
+    return repr(bytes(data)) if len(data) <= 300 else f"{bytes(data[:300])!r}... ({len(data)} bytes)"
 
 
 def wait_until(condition, what: str, seconds: float = DEADLINE_S) -> None:
