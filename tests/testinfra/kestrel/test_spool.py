@@ -107,6 +107,18 @@ def test_a_readonly_of_an_operator_is_not_lifted(root, talk, fill, is_status):
         talk("status up\r\n")
 
 
+def test_an_operator_who_says_readonly_takes_the_guards_over(root, talk, fill, is_status):
+    fill("head -c 30M /dev/zero >much")
+    is_status("READONLY")
+    root("queue1", "kestrel-stack-kestrel status readonly")
+    try:
+        fill("rm much")
+        root("queue1", f"systemctl start {GUARD}.service")
+        assert talk("status\r\n") == "READONLY\r\n"
+    finally:
+        root("queue1", "kestrel-stack-kestrel status up")
+
+
 def test_the_guards_readonly_outlasts_a_restart_of_the_server(root, fill, is_status):
     fill("head -c 30M /dev/zero >much")
     is_status("READONLY")
