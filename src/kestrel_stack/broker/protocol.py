@@ -62,6 +62,8 @@ class Request:
 
 def integer(text: str) -> int:
     """Return a signed 32-bit integer as Kestrel reads it; anything else is a silent close."""
+    if len(text) < 10 and text.isdigit() and text.isascii():
+        return int(text)
     if _INTEGER.match(text):
         value = int(text)
         if -(1 << 31) <= value < 1 << 31:
@@ -110,8 +112,12 @@ class RequestParser:
     def next(self) -> Request | None:
         """Return the next complete request, or None until more bytes come; HangUp if it makes no sense."""
         if self._pending is None:
+            if self._at == len(self._buffer):
+                self._buffer = b""
+                self._at = self._searched = 0
+                return None
             request = self._read_line()
-            if request is None or self._pending is None:
+            if self._pending is None:
                 return request
         return self._read_data()
 
@@ -119,10 +125,6 @@ class RequestParser:
         buffer, at = self._buffer, self._at
         end = buffer.find(b"\n", max(at, self._searched))
         if end < 0:
-            if at == len(buffer):
-                self._buffer = b""
-                self._at = self._searched = 0
-                return None
             self._searched = len(buffer)
             if len(buffer) - at > MAX_LINE:
                 raise HangUp(why=f"a line of more than {MAX_LINE} bytes")

@@ -97,6 +97,7 @@ def test_while_replies_are_not_taken_nothing_is_answered_and_little_is_read(conn
         assert transport.written == b""
         assert not transport.reading
         session.resume_writing()
+        await asyncio.sleep(0)
         assert transport.written == b"VERSION 2.4.1\r\n" * 200_000
         assert transport.reading
 
@@ -112,7 +113,8 @@ def test_a_monitor_stops_sending_while_its_items_are_not_taken(connected):
         assert transport.written == b""
         session.resume_writing()
         # The stream has its end before the next request has its answer.
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
         assert transport.written == (
             b"VALUE q 0 1\r\n0\r\nEND\r\nVALUE q 0 1\r\n1\r\nEND\r\nEND\r\nVERSION 2.4.1\r\n"
         )
