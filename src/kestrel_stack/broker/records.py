@@ -1,15 +1,19 @@
-"""The records of a journal: how they are written, and what a replay makes of them. No I/O here.
+"""The records of a journal: how they are written, and how a file of them is read a window at a time.
 
 A journal is a bare row of records without header or checksum. The first byte is the opcode; integers
 are little-endian and signed. Opcodes 0, 3, 4, 7 and 8 are read but never written. Source: observed on
 Kestrel 2.4.1 (its own description of the format differs from what it writes).
+
+A queued item is kept in memory as its ADDX record, one bytes object: that takes the least memory, and it is
+what a new file needs.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import struct
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 ADD = 0
 REMOVE = 1
@@ -30,6 +34,15 @@ _TIMES = struct.Struct("<qq")
 ADDX_OVERHEAD = _ADDX_HEAD.size
 """Bytes that an ADDX record is longer than its data."""
 
+LONGEST_HEAD = 25
+"""Bytes of the longest record without its data: opcode, xid, size, two times."""
+
+WINDOW = 128 * 1024
+"""Bytes that are read from a file at once; a longer record is read whole."""
+
+_NOTHING_ADDED = re.compile(rb"(?:[\x01\x03]++|[\x04\x05\x06\x09].{4})++", re.DOTALL)
+"""A row of records that add nothing: a file may hold a million of them one after the other."""
+
 
 class Item:
     """One queued item: data, the time it was added, and when it expires (unix ms, 0 = never)."""
@@ -42,9 +55,20 @@ class Item:
         self.data = data
 
 
-def addx(item: Item) -> bytes:
+def item_of(record: bytes) -> Item:
+    """Return the item of an ADDX record."""
+    _, _, added_ms, expiry_ms = _ADDX_HEAD.unpack_from(record)
+    return Item(added_ms, expiry_ms, record[ADDX_OVERHEAD:])
+
+
+def times_of(record: bytes) -> tuple[int, int]:
+    """Return when the item of an ADDX record was added and when it expires (unix ms, 0 = never)."""
+    return _TIMES.unpack_from(record, 5)
+
+
+def addx(added_ms: int, expiry_ms: int, data: bytes) -> bytes:
     """Return the record of an item put at the end of the queue."""
-    return _ADDX_HEAD.pack(ADDX, len(item.data) + 16, item.added_ms, item.expiry_ms) + item.data
+    return _ADDX_HEAD.pack(ADDX, len(data) + 16, added_ms, expiry_ms) + data
 
 
 def remove(count: int = 1) -> bytes:
@@ -67,104 +91,119 @@ def confirm(xid: int) -> bytes:
     return _OP_XID.pack(CONFIRM_REMOVE, xid)
 
 
-@dataclass(slots=True)
-class Replayed:
-    """What the records read so far leave: items in order, open reads by xid, the last xid used."""
+class BrokenRecordError(Exception):
+    """A file stops making sense: ``offset`` is that of the first bad record, ``reason`` says why."""
 
-    items: deque[Item] = field(default_factory=deque)
-    open: dict[int, Item] = field(default_factory=dict)
-    last_xid: int = 0
-    lost_xids: list[int] = field(default_factory=list)
-    """xids opened twice without an end; Kestrel forgets the first item of each, and so do we."""
+    def __init__(self, offset: int, reason: str):
+        super().__init__(f"{reason} at byte {offset}")
+        self.offset = offset
+        self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Break:
-    """Where a file stops making sense: the offset of the first bad record, and why."""
+class Scanner:
+    """Reads the records of an open file in order, holding one window of it in memory."""
 
-    offset: int
-    reason: str
+    __slots__ = ("_base", "_fd", "_legacy_ms", "_start", "_stop", "_window", "data_size", "limit", "opcode")
 
+    def __init__(self, fd: int, limit: int, start: int = 0, legacy_ms: int = 0):
+        """Read from ``start`` up to ``limit``, which may be raised while the file grows.
 
-class _UnreadableError(Exception):
-    pass
+        ``legacy_ms`` is the add time of items in the oldest format, which has none.
+        """
+        self._fd = fd
+        self.limit = limit
+        self._legacy_ms = legacy_ms
+        self._base = start
+        self._window = b""
+        self._start = self._stop = 0
+        self.opcode = 0
+        self.data_size = 0
+        """Bytes of data of the record last read, if it adds an item."""
 
+    @property
+    def position(self) -> int:
+        """Offset in the file of the next record."""
+        return self._base + self._stop
 
-def replay(buffer: bytes | memoryview, state: Replayed, now_ms: int) -> Break | None:
-    """Apply every record of one file to ``state``; return where and why it broke off, or None.
+    def record(self) -> bytes:
+        """Return the ADDX record of the item that the record last read adds."""
+        if self.opcode == ADDX:
+            return self._window[self._start : self._stop]
+        body = self._window[self._stop - self.data_size - (4 if self.opcode == ADD else 16) : self._stop]
+        if self.opcode == ADD:
+            return addx(self._legacy_ms, _I32.unpack_from(body)[0] * 1000, body[4:])
+        return addx(*_TIMES.unpack_from(body), body[16:])
 
-    ``now_ms`` is the add time of items in the oldest format, which has none.
-    """
-    offset = 0
-    end = len(buffer)
-    while offset < end:
-        try:
-            offset = _apply(buffer, offset, state, now_ms)
-        except (_UnreadableError, struct.error) as error:
-            reason = str(error) if isinstance(error, _UnreadableError) else "the record is cut short"
-            return Break(offset, reason)
-    return None
+    def read(self, *, only_added: bool = False) -> Iterator[tuple[int, int]]:
+        """Yield opcode and xid (0 if it has none) of each record; BrokenRecordError where it breaks off.
 
+        ``only_added`` leaves out what adds no item.
+        """
+        while True:
+            at = self._stop
+            left = len(self._window) - at
+            if left < LONGEST_HEAD and self._base + len(self._window) < self.limit:
+                self._fill(LONGEST_HEAD)
+                at, left = 0, len(self._window)
+            if not left:
+                return
+            window = self._window
+            opcode = window[at]
+            xid = 0
+            if opcode == ADDX:
+                self._block(at, at + 1, 16)
+            elif only_added and (skipped := _NOTHING_ADDED.match(window, at)):
+                self._stop = skipped.end()
+                continue
+            elif opcode in (REMOVE, REMOVE_TENTATIVE):
+                self._start, self._stop = at, at + 1
+            elif opcode in (REMOVE_TENTATIVE_XID, UNREMOVE, CONFIRM_REMOVE, SAVE_XID):
+                if left < 5:
+                    raise BrokenRecordError(self._base + at, "the record is cut short")
+                (xid,) = _I32.unpack_from(window, at + 1)
+                self._start, self._stop = at, at + 5
+            elif opcode == ADD:
+                self._block(at, at + 1, 4)
+            elif opcode in (ADD_XID, CONTINUE):
+                self._block(at, at + 5, 16)
+                (xid,) = _I32.unpack_from(self._window, self._start + 1)
+            else:
+                raise BrokenRecordError(self._base + at, f"no record starts with the byte 0x{opcode:02x}")
+            self.opcode = opcode
+            yield opcode, xid
 
-def _apply(buffer: bytes | memoryview, offset: int, state: Replayed, now_ms: int) -> int:
-    opcode = buffer[offset]
-    at = offset + 1
-    if opcode == ADDX:
-        item, at = _item(buffer, at)
-        state.items.append(item)
-    elif opcode == REMOVE:
-        if state.items:
-            state.items.popleft()
-    elif opcode in (REMOVE_TENTATIVE_XID, UNREMOVE, CONFIRM_REMOVE, SAVE_XID):
-        (xid,) = _I32.unpack_from(buffer, at)
-        at += 4
-        _apply_xid(opcode, xid, state)
-    elif opcode == REMOVE_TENTATIVE:
-        _apply_xid(REMOVE_TENTATIVE_XID, 0, state)
-    elif opcode == ADD:
-        block, at = _block(buffer, at, least=4)
-        (expiry_s,) = _I32.unpack_from(block)
-        state.items.append(Item(now_ms, expiry_s * 1000, bytes(block[4:])))
-    elif opcode in (ADD_XID, CONTINUE):
-        (xid,) = _I32.unpack_from(buffer, at)
-        item, at = _item(buffer, at + 4)
-        if opcode == CONTINUE:
-            state.open.pop(xid, None)
-        state.items.append(item)
-    else:
-        raise _UnreadableError(f"no record starts with the byte 0x{opcode:02x}")
-    return at
+    def _block(self, at: int, size_at: int, least: int) -> None:
+        """Bring the record at ``at`` whole into the window, and set where it is."""
+        if size_at + 4 > len(self._window):
+            raise BrokenRecordError(self._base + at, "the record is cut short")
+        (size,) = _I32.unpack_from(self._window, size_at)
+        if size < least:
+            raise BrokenRecordError(
+                self._base + at,
+                f"the record gives its size as {size}, less than the {least} bytes of its head",
+            )
+        stop = size_at + 4 + size
+        if stop > len(self._window):
+            there = self.limit - self._base - size_at - 4
+            if there < size:
+                raise BrokenRecordError(
+                    self._base + at, f"the record is cut short: {there} of {size} bytes are there"
+                )
+            self._stop = at
+            self._fill(stop - at)
+            at, stop = 0, stop - at
+        self._start, self._stop = at, stop
+        self.data_size = size - least
 
-
-def _apply_xid(opcode: int, xid: int, state: Replayed) -> None:
-    if opcode == REMOVE_TENTATIVE_XID:
-        state.last_xid = xid
-        if state.items:
-            if xid in state.open:
-                state.lost_xids.append(xid)
-            state.open[xid] = state.items.popleft()
-    elif opcode == UNREMOVE:
-        if xid in state.open:
-            state.items.appendleft(state.open.pop(xid))
-    elif opcode == CONFIRM_REMOVE:
-        state.open.pop(xid, None)
-    else:
-        state.last_xid = xid
-
-
-def _block(buffer: bytes | memoryview, at: int, least: int) -> tuple[memoryview, int]:
-    (size,) = _I32.unpack_from(buffer, at)
-    if size < least:
-        raise _UnreadableError(
-            f"the record gives its size as {size}, less than the {least} bytes of its head"
-        )
-    start, stop = at + 4, at + 4 + size
-    if stop > len(buffer):
-        raise _UnreadableError(f"the record is cut short: {len(buffer) - start} of {size} bytes are there")
-    return memoryview(buffer)[start:stop], stop
-
-
-def _item(buffer: bytes | memoryview, at: int) -> tuple[Item, int]:
-    block, stop = _block(buffer, at, least=16)
-    added_ms, expiry_ms = _TIMES.unpack_from(block)
-    return Item(added_ms, expiry_ms, bytes(block[16:])), stop
+    def _fill(self, least: int) -> None:
+        """Move the window to the next record, with at least so many bytes if the file has them."""
+        self._base += self._stop
+        self._start = self._stop = 0
+        wanted = min(max(least, WINDOW), self.limit - self._base)
+        parts = []
+        while wanted > 0 and (part := os.pread(self._fd, wanted, self._base + sum(map(len, parts)))):
+            parts.append(part)
+            wanted -= len(part)
+        self._window = b"".join(parts)
+        if wanted > 0:
+            raise BrokenRecordError(self._base + len(self._window), "the file has become shorter")

@@ -7,12 +7,25 @@ import os
 import pytest
 
 from kestrel_stack.broker import journal as journal_module
+from kestrel_stack.broker.backlog import Backlog
 from kestrel_stack.broker.journal import Journal, JournalError
-from kestrel_stack.broker.records import Item, addx, open_read, remove
+from kestrel_stack.broker.records import addx, confirm, item_of, open_read, remove
+from kestrel_stack.broker.replay import Replayed
+from support import kestrel_reader
 
 
 def item(data: bytes) -> bytes:
-    return addx(Item(1, 0, data))
+    return addx(1, 0, data)
+
+
+def recovered(journal: Journal, siblings=(), memory: int = 1 << 20) -> Replayed:
+    state = Replayed(Backlog(memory))
+    journal.recover(state, siblings)
+    return state
+
+
+def data_of(state: Replayed) -> list[bytes]:
+    return [item_of(record).data for record in state.backlog.in_memory()]
 
 
 def names(folder) -> list[str]:
@@ -22,7 +35,7 @@ def names(folder) -> list[str]:
 @pytest.fixture
 def journal(tmp_path):
     opened = Journal(tmp_path / "q")
-    opened.recover(0)
+    recovered(opened)
     yield opened
     opened.close()
 
@@ -96,7 +109,7 @@ def test_a_sync_before_every_reply_syncs_in_append_and_a_failing_one_refuses(tmp
     synced = []
     monkeypatch.setattr(journal_module.os, "fdatasync", synced.append)
     journal = Journal(tmp_path / "q", sync_each_write=True)
-    journal.recover(0)
+    recovered(journal)
     journal.append(item(b"1"))
     assert len(synced) == 1
     monkeypatch.setattr(journal_module.os, "fdatasync", failing)
@@ -108,7 +121,7 @@ def test_a_sync_before_every_reply_syncs_in_append_and_a_failing_one_refuses(tmp
 def test_unsynced_is_told_once_until_the_sync(tmp_path):
     told = []
     journal = Journal(tmp_path / "q", on_unsynced=told.append)
-    journal.recover(0)
+    recovered(journal)
     journal.append(item(b"1"))
     journal.append(item(b"2"))
     assert told == [journal]
@@ -145,24 +158,73 @@ def test_a_rewrite_that_fails_changes_nothing(journal, tmp_path, monkeypatch, st
     assert journal.path.read_bytes() == item(b"old") + item(b"next")
 
 
+def test_an_archive_gets_a_number_above_all_others_whatever_the_clock_says(tmp_path, monkeypatch):
+    """A clock set back would have Kestrel replay a later archive before an older one, or delete it."""
+    far = tmp_path / "q.99999999999999"
+    far.write_bytes(item(b"1"))
+    journal = Journal(tmp_path / "q")
+    recovered(journal, [far])
+    monkeypatch.setattr(journal_module.time, "time", lambda: 1.0)
+    for data in (b"2", b"3"):
+        journal.append(item(data))
+        journal.rotate(None)
+    assert names(tmp_path) == ["q", "q.100000000000000", "q.100000000000001", "q.99999999999999"]
+    assert kestrel_reader.owed(tmp_path) == [b"1", b"2", b"3"]
+    journal.close()
+    again = Journal(tmp_path / "q")
+    siblings = [path for path in tmp_path.iterdir() if path.name != "q"]
+    assert data_of(recovered(again, siblings)) == [b"1", b"2", b"3"]
+    again.close()
+
+
+def test_a_rotation_syncs_the_old_file_and_the_folder(journal, monkeypatch):
+    synced = []
+    monkeypatch.setattr(journal_module.os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    monkeypatch.setattr(journal_module.os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    journal.append(item(b"1"))
+    old, folder = journal.path.stat().st_ino, journal.path.parent.stat().st_ino
+    journal.rotate(None)
+    assert synced == [old, folder]
+    assert journal.archives[0].synced
+
+
+@pytest.mark.parametrize("step", ["open", "rename", "second rename"])
+def test_a_rotation_that_fails_changes_nothing(journal, tmp_path, monkeypatch, step):
+    journal.append(item(b"old"))
+    left = {"open": 0, "rename": 0, "second rename": 1}[step]
+    name = "open" if step == "open" else "rename"
+    real = getattr(os, name)
+
+    def fail_once(*arguments):
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(journal_module.os, name, fail_once)
+        with pytest.raises(JournalError, match="cannot begin a new file: No space left"):
+            journal.rotate(None)
+    assert names(tmp_path) == ["q"]
+    journal.append(item(b"next"))
+    assert kestrel_reader.owed(tmp_path) == [b"old", b"next"]
+
+
+def test_an_owed_record_is_in_the_archive_before_the_new_file_begins(journal, tmp_path, monkeypatch):
+    journal.append(item(b"1"))
+    FailingWrite(monkeypatch, 0)
+    journal.append_or_owe(remove())
+    journal.rotate(None)
+    assert journal.archives[0].path.read_bytes() == item(b"1") + remove()
+    assert journal.path.read_bytes() == b""
+
+
 def archived(tmp_path, *contents: bytes) -> list:
     paths = [tmp_path / f"q.{number}" for number in (99, 100, 1000)][: len(contents)]
     for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
     return paths
-
-
-def test_archives_stay_while_there_is_something_to_keep_and_go_when_there_is_not(tmp_path):
-    journal = Journal(tmp_path / "q")
-    siblings = archived(tmp_path, item(b"1"), item(b"2"))
-    assert [entry.data for entry in journal.recover(0, siblings).items] == [b"1", b"2"]
-    journal.rewrite(item(b"1"))
-    assert names(tmp_path) == ["q", "q.100", "q.99"]
-    journal.append(remove(2))
-    journal.rewrite(b"")
-    assert names(tmp_path) == ["q"]
-    assert journal.size == 0
-    journal.close()
 
 
 @pytest.mark.parametrize("deleted", [0, 1, 2, 3])
@@ -171,16 +233,67 @@ def test_a_crash_while_archives_go_brings_nothing_back(tmp_path, deleted):
     siblings = archived(
         tmp_path, item(b"1") + item(b"2") + open_read(1), remove() + item(b"3"), item(b"4") + open_read(2)
     )
-    (tmp_path / "q").write_bytes(remove() + b"\x06\x01\x00\x00\x00" + b"\x06\x02\x00\x00\x00" + remove())
+    (tmp_path / "q").write_bytes(remove() + confirm(1) + confirm(2) + remove())
     for path in siblings[:deleted]:
         path.unlink()
-    state = Journal(tmp_path / "q").recover(0, siblings[deleted:])
-    assert not state.items
+    state = recovered(Journal(tmp_path / "q"), siblings[deleted:])
+    assert not state.backlog.items
     assert not state.open
 
 
 def test_a_reused_xid_is_named_in_the_log(tmp_path, caplog):
     (tmp_path / "q").write_bytes(item(b"1") + open_read(4) + item(b"2") + open_read(4))
     with caplog.at_level(logging.WARNING):
-        Journal(tmp_path / "q").recover(0)
+        recovered(Journal(tmp_path / "q"))
     assert "xid 4 was opened twice" in caplog.text
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 10])
+@pytest.mark.parametrize("content", [item(b"x")[:9], b"\x02\xff\xff\xff\xff", b"\x63", bytes(20)])
+def test_damage_is_told_with_file_and_offset_and_costs_only_what_is_behind_it(
+    tmp_path, caplog, content, memory
+):
+    good = b"".join(item(b"%03d" % number) for number in range(50))
+    (archive,) = archived(tmp_path, good + content)
+    (tmp_path / "q").write_bytes(good + content)
+    with caplog.at_level(logging.WARNING):
+        state = recovered(Journal(tmp_path / "q"), [archive], memory)
+    assert f"{archive}: " in caplog.text
+    assert f"{tmp_path / 'q'}: " in caplog.text
+    assert f"at byte {len(good)}" in caplog.text
+    assert f"cut back from {len(good + content)} to {len(good)} bytes" in caplog.text
+    found = []
+    while state.backlog.items:
+        state.backlog.head()
+        found.append(item_of(state.backlog.take()[1]).data)
+    assert found == [b"%03d" % number for number in range(50)] * 2
+    assert archive.read_bytes() == good + content
+    assert (tmp_path / "q").read_bytes() == good
+
+
+def test_a_rewrite_of_kestrel_that_was_cut_short_is_finished(tmp_path, caplog):
+    held = item(b"A") + open_read(5) + item(b"B") + open_read(4)
+    (archive,) = archived(tmp_path, held)
+    (tmp_path / "q").write_bytes(item(b"C") + open_read(5) + remove())
+    with caplog.at_level(logging.WARNING):
+        state = recovered(Journal(tmp_path / "q"), [archive])
+    assert {xid: item_of(record).data for xid, (_, record) in state.open.items()} == {5: b"A", 4: b"B"}
+    assert not state.backlog.items
+    assert names(tmp_path) == ["q"]
+    assert "an interrupted rewrite of q" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("archive", "current"),
+    [
+        (item(b"A") + open_read(5), confirm(5) + item(b"C") + open_read(5)),
+        (item(b"A") + open_read(5), item(b"C") + open_read(6)),
+        (item(b"A") + item(b"B") + open_read(5), item(b"C") + open_read(5)),
+        (item(b"A") + open_read(5) + remove(), item(b"C") + open_read(5)),
+    ],
+)
+def test_other_histories_are_not_taken_for_a_rewrite_that_was_cut_short(tmp_path, archive, current):
+    siblings = archived(tmp_path, archive)
+    (tmp_path / "q").write_bytes(current)
+    recovered(Journal(tmp_path / "q"), siblings)
+    assert names(tmp_path) == ["q", "q.99"]

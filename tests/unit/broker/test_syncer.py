@@ -7,7 +7,9 @@ import os
 import pytest
 
 from kestrel_stack.broker import server as server_module
+from kestrel_stack.broker.backlog import Backlog
 from kestrel_stack.broker.journal import Journal
+from kestrel_stack.broker.replay import Replayed
 from kestrel_stack.broker.server import Syncer
 
 
@@ -21,7 +23,7 @@ def synced(monkeypatch):
 
 def opened(path, syncer) -> Journal:
     journal = Journal(path, on_unsynced=syncer.note)
-    journal.recover(0)
+    journal.recover(Replayed(Backlog(1000)))
     return journal
 
 
