@@ -256,7 +256,7 @@ class Broker:
 
     def has_room_for(self, fd: int) -> bool:
         """Say whether a connection with this file number leaves enough files for the journals."""
-        reserve = min(64, self._most_files // 4)
+        reserve = min(128, self._most_files // 4)
         if fd < self._most_files - reserve:
             if self._refusing and fd < self._most_files - 2 * reserve:
                 self._refusing = False
