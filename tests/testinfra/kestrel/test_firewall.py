@@ -100,6 +100,20 @@ def test_what_somebody_changed_by_hand_is_put_back_by_the_next_run_and_only_then
     assert not reaches("stranger1", ADMIN)
 
 
+def test_a_timer_puts_a_flushed_table_back_and_says_so_once(root, reaches):
+    ensure = "kestrel-stack-firewall-ensure"
+    shown = root("queue1", f"systemctl show {ensure}.timer -p ActiveState -p TimersMonotonic")
+    assert "ActiveState=active" in shown
+    assert "OnUnitInactiveUSec=1min ;" in shown
+    since = root("queue1", "date +%s.%N").strip()
+    root("queue1", "nft delete table inet kestrel_stack")
+    # What the timer starts.
+    root("queue1", f"systemctl start {ensure}.service && systemctl start {ensure}.service")
+    assert not reaches("stranger1", ADMIN)
+    log = root("queue1", f"journalctl --unit {ensure} --since @{since} --output cat --no-pager")
+    assert log.splitlines() == ["loaded: there was no table"]
+
+
 def test_packets_that_were_counted_do_not_count_as_a_change(root, reaches):
     reaches("stranger1", PORT)
     assert root("queue1", "kestrel-stack-firewall ensure") == ""
@@ -126,12 +140,15 @@ def test_other_tables_are_never_touched(root):
 
 
 def test_a_stopped_unit_takes_the_table_away_and_a_started_one_brings_it_back(root, admin):
+    timer = "kestrel-stack-firewall-ensure.timer"
     root("queue1", f"systemctl stop {UNIT}")
     assert admin("queue1").run(f"sudo {TABLE}").rc != 0
+    assert root("queue1", f"systemctl is-active {timer} || :").strip() == "inactive"
     # Stopping what is not there is no error.
     root("queue1", "kestrel-stack-firewall remove")
     root("queue1", f"systemctl start {UNIT}")
     root("queue1", TABLE)
+    assert root("queue1", f"systemctl is-active {timer}").strip() == "active"
 
 
 def test_the_package_left_debians_own_unit_off_and_the_ruleset_alone(root):

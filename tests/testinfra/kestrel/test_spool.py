@@ -167,6 +167,7 @@ def test_both_timers_run_as_often_as_the_inventory_says(root):
 
 
 def test_systemd_finds_nothing_wrong_with_our_units(root):
-    ours = f"kestrel-stack-firewall.service {GUARD}.service {GUARD}.timer"
+    ensure = "kestrel-stack-firewall-ensure.service kestrel-stack-firewall-ensure.timer"
+    ours = f"kestrel-stack-firewall.service {ensure} {GUARD}.service {GUARD}.timer"
     units = f"{ours} kestrel.service var-spool-kestrel.mount"
     assert root("queue1", f"systemd-analyze verify {units} 2>&1") == ""

@@ -33,6 +33,8 @@ OFF = {"kestrel_firewall": False, "kestrel_spool_floor": 0}
 FILES = [
     "/etc/kestrel/firewall.nft",
     "/etc/systemd/system/kestrel-stack-firewall.service",
+    "/etc/systemd/system/kestrel-stack-firewall-ensure.service",
+    "/etc/systemd/system/kestrel-stack-firewall-ensure.timer",
     "/etc/systemd/system/nftables.service.d/10-kestrel-stack.conf",
     "/usr/local/sbin/kestrel-stack-firewall",
     "/etc/systemd/system/kestrel-stack-spool-guard.service",
