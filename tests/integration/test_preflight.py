@@ -6,6 +6,7 @@ on this machine, without becoming root.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -98,13 +99,35 @@ CASES = {
         {"kestrel_stack_queues": [{"name": "mail", "language": "php"}]},
         "kestrel_stack_queues: mail: language php comes with a later version: set language: python",
     ),
-    "the-release-flavour": (
-        {"kestrel_flavor": "release"},
-        "kestrel_flavor release comes with a later version: set kestrel_flavor: embedded",
+    "no-flavour-is-a-release": (
+        {"kestrel_flavor": ABSENT, "kestrel_archive": "/no/such.zip"},
+        "kestrel_archive /no/such.zip: there is no such file on the controller",
     ),
-    "no-flavour": (
-        {"kestrel_flavor": ABSENT},
-        "kestrel_flavor release comes with a later version: set kestrel_flavor: embedded",
+    "another-file-than-the-release": (
+        {"kestrel_flavor": "release", "kestrel_archive": str(CHECKOUT / "LICENSE")},
+        f"kestrel_archive {CHECKOUT / 'LICENSE'}: its SHA-256 is"
+        f" {hashlib.sha256((CHECKOUT / 'LICENSE').read_bytes()).hexdigest()},"
+        " not 5d72a301737cc6cc3908483ce73d4bdb6e96521f3f8c96f93b732d740aaea80c: it is not unpacked",
+    ),
+    "master": (
+        {"kestrel_flavor": "release", "kestrel_release": "master"},
+        "kestrel_release master is no release: master and snapshots were unstable;"
+        " choose one of 2.4.1, 2.3.4, 2.3.2, 2.3.1, 2.2.0, 2.1.5, 2.1.4",
+    ),
+    "an-untested-release": (
+        {"kestrel_flavor": "release", "kestrel_release": "2.3.4"},
+        "kestrel_release 2.3.4 was never tried with this role: use 2.4.1,"
+        " or set kestrel_allow_untested_release: true",
+    ),
+    "a-java-that-debian-12-does-not-have": (
+        {"kestrel_flavor": "release", "kestrel_java_version": "25"},
+        "kestrel_java_version 25 is not in Debian 12 (a-java-that-debian-12-does-not-have): use 17,"
+        " or install a JDK yourself and name its folder in kestrel_java_home",
+    ),
+    "a-java-home-without-java": (
+        {"kestrel_flavor": "release", "kestrel_java_home": "/no/such/jdk"},
+        "a-java-home-without-java: kestrel_java_home: /no/such/jdk has no bin/java:"
+        " give a JDK's folder, like /usr/lib/jvm/java-17-openjdk-amd64",
     ),
     "bugsink": (
         {"sentry_backend": "bugsink"},

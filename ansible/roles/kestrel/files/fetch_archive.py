@@ -82,7 +82,7 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def fetch(archive: str, cache: Path, wanted: dict[str, str], *, check: bool) -> dict[str, Any]:
+def fetch(archive: str, cache: Path, wanted: dict[str, str], *, check: bool, pause: float) -> dict[str, Any]:
     """Return where the verified archive is, and its pins."""
     if urllib.parse.urlsplit(archive).scheme not in ("http", "https"):
         path = Path(archive).expanduser()
@@ -115,7 +115,7 @@ def fetch(archive: str, cache: Path, wanted: dict[str, str], *, check: bool) -> 
                         f"{reason(error)} (tried {attempt} of {TRIES} times): give another URL,"
                         " or the path of the zip on the controller"
                     ) from None
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(pause)
         found = pins_of(part)
         if wrong := mismatch(found, wanted):
             raise FetchError(f"what came has {part.stat().st_size} bytes and {wrong}: it is not unpacked")
@@ -134,12 +134,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sha256", default="", metavar="HEX")
     parser.add_argument("--blob", default="", metavar="HEX")
     parser.add_argument("--check", action="store_true", help="download nothing")
+    parser.add_argument(
+        "--pause", type=float, default=PAUSE_SECONDS, metavar="SECONDS", help="between two tries (3)"
+    )
     options = parser.parse_args(arguments)
     try:
         if not (options.sha256 or options.blob):
             raise FetchError("it has no pin: set kestrel_archive_sha256")
         wanted = {"sha256": options.sha256, "blob": options.blob}
-        found = fetch(options.archive, options.cache, wanted, check=options.check)
+        found = fetch(options.archive, options.cache, wanted, check=options.check, pause=options.pause)
     except FetchError as error:
         sys.stderr.write(f"kestrel_archive {options.archive}: {error}\n")
         return 1
