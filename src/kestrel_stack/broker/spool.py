@@ -101,12 +101,12 @@ class Spool:
         stays = []
         for name, queue in self.queues.items():
             settings = config.settings_for(name)
-            for key in ("keep_journal", "sync_journal_ms"):
-                value = getattr(queue.settings, key)
-                if getattr(settings, key) != value:
-                    stays.append(f'queue "{name}": {key}')
-                    settings = replace(settings, **{key: value})
+            keeps = queue.settings.keep_journal
+            if settings.keep_journal != keeps:
+                stays.append(f'queue "{name}": keep_journal')
+                settings = replace(settings, keep_journal=keeps)
             queue.settings = settings
+            self._set_sync(queue.journal, settings)
         for queue in list(self.queues.values()):
             self._make_expiry_target(queue.settings)
         self._make_aliases()
@@ -126,14 +126,23 @@ class Spool:
             if name not in self.queues:
                 self._forget_timings(name)
 
+    def _set_sync(self, journal: Journal, settings: QueueSettings) -> None:
+        period = self.config.sync_ms_for(settings)
+        journal.sync_each_write = period == 0
+        journal.on_unsynced = self._syncer_for(period) if period and self._syncer_for else _nobody
+
+    def _find_or_make(self, name: str) -> Queue | None:
+        """Return the queue that expired items go to; None if there can be none."""
+        try:
+            return self.get_or_create(name)
+        except HangUp:
+            return None
+
     def _make_expiry_target(self, settings: QueueSettings) -> None:
         """Make the queue that expired items go to, as Kestrel does: it is there before it is needed."""
         target = settings.expire_to_queue
-        if target is not None and target not in self.queues:
-            try:
-                self.get_or_create(target)
-            except HangUp as error:
-                log.error("%s: cannot be made, so nothing expires to it: %s", target, error)
+        if target is not None and self._find_or_make(target) is None:
+            log.error("%s: cannot be made, so nothing expires to it", target)
 
     def lock(self) -> None:
         """Keep every other broker out of the folder; SpoolError if it is in use or cannot be used."""
@@ -181,12 +190,9 @@ class Spool:
     def _load(self, name: str, siblings: Sequence[Path] = ()) -> Queue:
         path = self.config.queue_path / os.fsdecode(name.encode("latin-1"))
         settings = self.config.settings_for(name)
-        period = self.config.sync_ms_for(settings)
-        if period and self._syncer_for:
-            journal = Journal(path, on_unsynced=self._syncer_for(period))
-        else:
-            journal = Journal(path, sync_each_write=period == 0)
-        queue = Queue(name, settings, journal, self._clock)
+        journal = Journal(path)
+        self._set_sync(journal, settings)
+        queue = Queue(name, settings, journal, self._clock, self._find_or_make)
         try:
             returned = queue.recover(siblings)
         except OSError as error:
@@ -319,6 +325,10 @@ class Spool:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def _nobody(journal: Journal) -> None:
+    """Sync it at close only."""
 
 
 def _queue_of(file: Path) -> tuple[str, bool]:

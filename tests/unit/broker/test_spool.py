@@ -192,15 +192,37 @@ def test_a_reload_reaches_live_queues_their_fanouts_and_new_ones(spool_of):
     assert spool.queues["b"].settings == spool.get_or_create("new").settings == QueueSettings(max_size=9)
 
 
-@pytest.mark.parametrize(("key", "value"), [("keep_journal", False), ("sync_journal_ms", 5)])
-def test_what_a_queue_has_from_its_beginning_stays_and_is_named(spool_of, key, value):
+def test_what_a_queue_has_from_its_beginning_stays_and_is_named(spool_of):
     spool = spool_of()
-    before = spool.get_or_create("a").settings
-    changed = {"default": {key: value, "max_items": 3}}
+    spool.get_or_create("a")
+    changed = {"default": {"keep_journal": False, "max_items": 3}}
     config = {"queue_path": str(spool.config.queue_path), "sync_journal_ms": None, **changed}
-    assert spool.reload(parse(config)) == [f'queue "a": {key}']
-    assert getattr(spool.queues["a"].settings, key) == getattr(before, key)
+    assert spool.reload(parse(config)) == ['queue "a": keep_journal']
+    assert spool.queues["a"].settings.keep_journal
     assert spool.queues["a"].settings.max_items == 3
+
+
+def test_a_reload_changes_when_journals_are_synced(spool_of):
+    spool = spool_of()
+    asked = []
+    spool._syncer_for = lambda period: lambda journal: asked.append(period)
+    journal = spool.get_or_create("a").journal
+    for sync_ms in (0, 7, None):
+        config = {"queue_path": str(spool.config.queue_path), "sync_journal_ms": sync_ms}
+        spool.reload(parse({**config, "default": {}}))
+        assert journal.sync_each_write == (sync_ms == 0)
+        journal.duplicate_for_sync()
+        spool.add("a", b"1")
+    assert asked == [7]
+
+
+def test_an_expired_item_goes_to_its_queue_also_when_that_was_deleted_since(spool_of, clock):
+    spool = spool_of(queues={"a": {"expire_to_queue": "late"}})
+    spool.add("a", b"1", 1000)
+    spool.delete("late")
+    clock.now += 1001
+    assert spool.queues["a"].drop_expired() == 1
+    assert content(spool) == {"a": [], "late": [b"1"]}
 
 
 def test_a_reload_changes_makes_and_ends_aliases(spool_of):
