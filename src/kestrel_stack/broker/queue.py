@@ -75,7 +75,7 @@ class Queue:
         self._serving = False
         self._sweeping = False
         self._stuck = False
-        self._age_ms = 0
+        self._last_added_ms = 0
         self._keeps = True
         self._unjournalled_from = NEVER
         self._drop_at = NEVER
@@ -168,8 +168,12 @@ class Queue:
 
     @property
     def age_ms(self) -> int:
-        """How long the item last given out had waited, in ms; 0 when the queue is empty (Kestrel's rule)."""
-        return self._age_ms if self._backlog.items else 0
+        """How long ago the item last given out was added, in ms; 0 while no bytes are queued.
+
+        So it grows while nobody reads, and until the first read it is the time since 1970.
+        Source: Kestrel 2.4.1's code (its guide describes another number).
+        """
+        return max(0, self._clock() - self._last_added_ms) if self._backlog.bytes else 0
 
     def peek(self) -> Item | None:
         """Return the head without taking it."""
@@ -337,7 +341,7 @@ class Queue:
         self._serve_waiters()
 
     def _has_given_out(self, item: Item) -> None:
-        self._age_ms = max(0, self._clock() - item.added_ms)
+        self._last_added_ms = item.added_ms
         if not self._keeps:
             self._end_journal_if_spent()
         elif self._upkeep_is_due():
