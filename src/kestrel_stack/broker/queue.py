@@ -119,6 +119,9 @@ class Queue:
         state = Replayed(self._backlog)
         self.journal.recover(state, siblings, create=self._settings.keep_journal)
         self._last_xid = state.last_xid
+        # Kestrel counts what it replays as added.
+        self.total_items = self.put_items = state.added
+        self.put_bytes = state.added_bytes
         # Descending, each to the head: the head then holds them as they were first opened.
         xids = sorted(state.open, reverse=True)
         if xids:

@@ -25,6 +25,10 @@ class Replayed:
     open: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     """Number and record of each item given out, in the order in which they were opened."""
     last_xid: int = 0
+    added: int = 0
+    """Items that the records added, whatever came of them."""
+    added_bytes: int = 0
+    """Bytes of their data."""
     lost_xids: list[int] = field(default_factory=list)
     """xids opened twice without an end; Kestrel forgets the first item of each, and so do we."""
 
@@ -55,6 +59,8 @@ def _apply_all(scanner: Scanner, segment: Segment, state: Replayed) -> BrokenRec
             if opcode == records.ADDX or opcode in (records.ADD, records.ADD_XID, records.CONTINUE):
                 if opcode == records.CONTINUE:
                     opened.pop(xid, None)
+                state.added += 1
+                state.added_bytes += scanner.data_size
                 if backlog.reader is not None:
                     backlog.append_unread(scanner.data_size)
                 else:
