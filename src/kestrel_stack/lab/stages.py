@@ -83,8 +83,10 @@ def stages(*, long: bool) -> list[Stage]:
             docker=True,
         ),
     ]
+    thorough = {"KESTREL_STACK_LONG": "1"} if long else {}
     for name in scenarios():
-        found.append(Stage(f"molecule-{name}", f"molecule test -s {name}", [molecule(name)], docker=True))
+        about = f"molecule test -s {name}"
+        found.append(Stage(f"molecule-{name}", about, [molecule(name)], docker=True, environment=thorough))
     found.append(
         Stage("newcomer", "a fresh clone: bin/up twice, bin/down twice", function=newcomer.run, docker=True)
     )
@@ -96,9 +98,19 @@ def stages(*, long: bool) -> list[Stage]:
                 [molecule(name)],
                 docker=True,
                 long=True,
-                environment={"KESTREL_STACK_SUITE": "trixie"},
+                environment={"KESTREL_STACK_SUITE": "trixie", **thorough},
             )
         )
+    found.append(
+        Stage(
+            "trixie-kestrel-release-java25",
+            "molecule test -s kestrel-release on Debian 13 with Java 25",
+            [molecule("kestrel-release")],
+            docker=True,
+            long=True,
+            environment={"KESTREL_STACK_SUITE": "trixie", "KESTREL_STACK_JAVA": "25"},
+        )
+    )
     return [stage for stage in found if long or not stage.long]
 
 

@@ -12,8 +12,6 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 SCENARIO = CHECKOUT / "molecule/kestrel-release"
-STANDINS = CHECKOUT / ".build/standin"
-REAL = bool(os.environ.get("KESTREL_ARCHIVE"))
 
 
 @pytest.fixture(scope="session")

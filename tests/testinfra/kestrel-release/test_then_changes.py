@@ -20,6 +20,8 @@ STATE = (
     " -printf '%p %T@ %s %l\\n' | sort; systemctl show kestrel --property MainPID,InvocationID;"
     " dpkg-query --show | sha256sum"
 )
+# Set by bin/test --long.
+LONG = bool(os.environ.get("KESTREL_STACK_LONG"))
 only_stand_in = pytest.mark.skipif(REAL, reason="has no second archive of the real one")
 
 
@@ -107,3 +109,18 @@ def test_embedded_to_an_older_release_by_http_keeps_what_is_queued(root, play, t
     assert root("queue1", "readlink /opt/kestrel/current").strip() == "releases/2.3.4"
     assert talk("version\r\n") == "VERSION 2.3.4\r\n"
     assert take("switch_probe") == ["one", "two"]
+
+
+@only_stand_in
+@pytest.mark.skipif(not LONG, reason="runs under bin/test --long")
+def test_release_to_a_newer_release_keeps_what_is_queued_and_the_archive_is_not_fetched(
+    root, play, put, take, talk
+):
+    put("upgrade_probe", "one", "two")
+    talk("get upgrade_probe/open\r\n", "END\r\n")
+    # It is on the host already, so nobody needs the archive.
+    done = play(kestrel_archive="http://192.0.2.1/kestrel.zip")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert root("queue1", "readlink /opt/kestrel/current").strip() == "releases/2.4.1"
+    assert talk("version\r\n") == "VERSION 2.4.1\r\n"
+    assert take("upgrade_probe") == ["one", "two"]
