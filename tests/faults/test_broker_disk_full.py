@@ -11,7 +11,8 @@ import subprocess
 
 import pytest
 
-from support.broker import BrokerProcess
+from support.broker import BrokerProcess, wait_until
+from support.traffic import Ledger, running
 
 BIG = b"x" * 300_000  # larger than the broker's log, which the limit holds for as well
 
@@ -126,4 +127,109 @@ def test_a_really_full_disk_refuses_clearly_and_recovers_when_there_is_room(smal
         broker.kill()
         broker.start()
         assert broker.drain("jobs") == [*stored, b"after"]
+        broker.terminate()
+
+
+READ_BEHIND = {"default_journal_size": 10_000, "max_memory_size": 10_000, "max_journal_size": 40_000}
+
+
+def put_until_full(client, start: int = 0) -> list[bytes]:
+    """Store items until one is refused; those that were acknowledged."""
+    stored = []
+    for number in range(start, start + 5000):
+        item = b"%05d" % number + b"x" * 500
+        client.send(b"set jobs 0 0 %d\r\n%b\r\n" % (len(item), item))
+        answer = client.line()
+        if answer != b"STORED\r\n":
+            assert answer == b"SERVER_ERROR\r\n"
+            assert client.read_all() == b""
+            return stored
+        stored.append(item)
+    raise AssertionError("the disk is never full")
+
+
+def take_what_comes(broker, most: int) -> list[bytes]:
+    """Take up to so many items, as far as the disk lets us."""
+    taken = []
+    with broker.connect() as client, contextlib.suppress(AssertionError, ConnectionError):
+        while len(taken) < most and (item := client.get("jobs")) is not None:
+            taken.append(item)
+    return taken
+
+
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_a_full_disk_in_read_behind_loses_nothing_and_doubles_nothing(small_disk, tmp_path, end):
+    """Most of the queue is in archives only; rotation, packing and reading back all meet the full disk."""
+    ballast = small_disk / "sub" / "ballast"
+    ballast.parent.mkdir()
+    ballast.write_bytes(b"x" * 100_000)
+    with BrokerProcess(tmp_path, queue_path=small_disk, admin_port=None, default=READ_BEHIND) as broker:
+        with broker.connect() as client:
+            stored = put_until_full(client)
+        assert len(stored) > 100
+        assert broker.stats("jobs")["mem_items"] < broker.stats("jobs")["items"] == len(stored)
+        taken = take_what_comes(broker, 50)
+        with broker.connect() as client:
+            stored += put_until_full(client, start=5000)
+        # Ended and started again while it is full: what it has said still holds.
+        getattr(broker, end)()
+        broker.start()
+        taken += take_what_comes(broker, 20)
+        ballast.unlink()
+        with broker.connect() as client:
+            client.set("jobs", b"room again")
+            taken += [client.get("jobs") for _ in range(40)]
+        broker.kill()
+        broker.start()
+        assert taken + broker.drain("jobs") == [*stored, b"room again"]
+        assert "Traceback" not in broker.log
+        assert broker.terminate() == 0
+
+
+def test_a_disk_that_is_full_again_and_again_under_traffic_loses_nothing(small_disk, tmp_path):
+    ballast = small_disk / "sub" / "ballast"
+    ballast.parent.mkdir()
+    ledger = Ledger()
+    settings = {**READ_BEHIND, "max_size": 100_000}
+    with BrokerProcess(tmp_path, queue_path=small_disk, admin_port=None, default=settings) as broker:
+        for _ in range(4):
+            enough = len(ledger.stored) + 100
+            with running(ledger, broker, producers=2, consumers=1):
+                wait_until(
+                    lambda enough=enough: len(ledger.stored) >= enough or all_cut_off(ledger, broker),
+                    "traffic",
+                )
+                errors = broker.log.count("No space left on device")
+                with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
+                    while True:
+                        file.write(b"x" * 4096)
+                wait_until(
+                    lambda errors=errors: broker.log.count("No space left on device") > errors,
+                    "the broker to meet the full disk",
+                )
+            ballast.unlink()
+        broker.kill()
+        broker.start()
+        ledger.check(broker.drain("jobs"), order=False)
+        assert "Traceback" not in broker.log
+        assert broker.terminate() == 0
+
+
+def all_cut_off(ledger, broker) -> bool:
+    return b"STAT curr_connections 1\r\n" in broker.raw(b"stats\r\n")
+
+
+def test_a_start_on_a_full_disk_serves_what_is_there(small_disk, tmp_path):
+    with BrokerProcess(tmp_path, queue_path=small_disk, admin_port=None, default=READ_BEHIND) as broker:
+        with broker.connect() as client:
+            stored = put_until_full(client)
+            broker.kill()
+        broker.start()
+        assert broker.stats("jobs")["items"] == len(stored)
+        assert broker.raw(b"get jobs/peek\r\n").startswith(b"VALUE jobs 0 505\r\n00000")
+        assert broker.raw(b"delete jobs\r\n") == b"DELETED\r\n"
+        with broker.connect() as client:
+            client.set("jobs", b"room again")
+        broker.restart()
+        assert broker.drain("jobs") == [b"room again"]
         broker.terminate()
