@@ -43,6 +43,7 @@ FACTS = {
     "architecture": "x86_64",
     "all_ipv4_addresses": ["10.0.0.1"],
     "all_ipv6_addresses": [],
+    "memtotal_mb": 64000,
 }
 
 ABSENT = object()
@@ -82,6 +83,18 @@ CASES = {
         "role kestrel: unknown option kestrel_stack_queues.max_jbos: known are"
         " alert, discard_old_when_full, fanout_only, fanouts, job_timeout, language, max_age, max_item_size,"
         " max_items, max_jobs, max_memory_size, max_size, name, processes, rate_limit, retry_delays",
+    ),
+    "no-size": (
+        {"kestrel_max_memory_size": "lots"},
+        "kestrel_max_memory_size: lots is not a size: write it like 512MB (KB, MB or GB), or in bytes",
+    ),
+    "a-fanout-queue-without-fanouts": (
+        {"kestrel_stack_queues": [{"name": "mail", "fanout_only": True}]},
+        "kestrel_stack_queues: mail: fanout_only without fanouts would lose every item: name at least one",
+    ),
+    "an-alias-that-hides-a-queue": (
+        {"kestrel_aliases": {"shop_hello_world": ["other"]}},
+        "kestrel_aliases: shop_hello_world is a queue's name, which it would hide: choose another",
     ),
     "an-illegal-queue-name": (
         {"kestrel_stack_queues": [{"name": "mail/x"}]},
@@ -282,6 +295,9 @@ def run(tmp_path_factory, taken):
     # The Kestrel of the good host listens where all can reach it.
     hosts["a-good-inventory"]["kestrel_listen_address"] = "0.0.0.0"
     hosts["a-taken-port"] = variables({"kestrel_port": taken})
+    hosts["a-small-host"] = variables(
+        {"kestrel_flavor": "release", "kestrel_heap_mb": 4000, "test_facts": {**FACTS, "memtotal_mb": 4000}}
+    )
     hosts["a-floor-above-the-disk"] = variables({"kestrel_spool_floor": f"{1024**2}GB"})
     hosts["a-server-without-a-packet-filter"] = variables(
         {"kestrel_listen_address": "0.0.0.0", "kestrel_firewall": False}
@@ -300,6 +316,17 @@ def failure(done: subprocess.CompletedProcess[str], host: str) -> str | None:
         assert re.search(rf"^{re.escape(host)} .* failed=0 ", done.stdout, re.MULTILINE), done.stdout
         return None
     return json.loads(found[0])["msg"]
+
+
+def test_a_heap_that_the_host_cannot_have_is_refused_with_the_figures(run):
+    message = failure(run, "a-small-host")
+    assert message.startswith(
+        "a-small-host has 4000 MB of memory and Kestrel would need 4456 MB: a heap of 4000 MB, for "
+    )
+    assert message.endswith(
+        "lower kestrel_max_memory_size, kestrel_side_max_memory_size or a queue's max_memory_size, or set"
+        " kestrel_heap_mb and accept that full queues end the server"
+    )
 
 
 @pytest.mark.parametrize("host", CASES)
@@ -350,7 +377,7 @@ def test_open_ports_without_the_packet_filter_are_warned_of_and_let_through(run)
 
 def test_nothing_is_changed_by_checking(run):
     recaps = re.findall(r"^\S+ +: .*changed=(\d+) +unreachable=(\d+)", run.stdout, re.MULTILINE)
-    assert len(recaps) == len(CASES) + 3
+    assert len(recaps) == len(CASES) + 4
     assert set(recaps) == {("0", "0")}
 
 
