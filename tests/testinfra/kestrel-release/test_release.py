@@ -119,15 +119,16 @@ def test_the_collectors_log_is_written_and_bounded(root, main_pid):
     assert any("filecount=4,filesize=8M" in word for word in java_of(root, main_pid))
 
 
-def test_a_rotated_log_is_reopened_and_the_server_goes_on(root, main_pid, talk, eventually):
+def test_a_rotated_log_is_reopened_and_the_server_goes_on(root, main_pid, eventually):
     before = main_pid()
     root("queue1", "logrotate --force /etc/logrotate.d/kestrel")
+    assert root("queue1", "systemctl is-enabled logrotate.timer").strip() == "enabled"
     # What is logged from now on is in the new file: a reload always says something.
     eventually(
         lambda: root("queue1", "test -e /var/log/kestrel/kestrel.log && echo there || true").strip(),
         "the log is reopened",
     )
-    talk("reload\r\n")
+    root("queue1", "systemctl reload kestrel")
     eventually(
         lambda: "Reloading" in root("queue1", "cat /var/log/kestrel/kestrel.log"), "the new log is used"
     )
@@ -155,6 +156,18 @@ def test_a_killed_server_comes_back_with_what_was_acknowledged(
     eventually(lambda: main_pid() not in (0, before), "systemd starts it again")
     answers()
     assert take("kill_probe") == ["one", "two"]
+
+
+def test_a_server_that_was_told_to_end_comes_back_without_a_failure(root, main_pid, answers, eventually):
+    before = main_pid()
+    since = root("queue1", "date '+%s'").strip()
+    root("queue1", "curl -s http://127.0.0.1:2223/shutdown.txt")
+    eventually(lambda: main_pid() not in (0, before), "systemd starts it again")
+    answers()
+    said = root("queue1", f"journalctl --unit kestrel --since @{since} --no-pager --output cat")
+    assert "Scheduled restart job" in said
+    assert "Failed" not in said
+    assert "kestrel-release" not in said
 
 
 def test_what_is_missing_is_one_clear_line(root, admin, settings):

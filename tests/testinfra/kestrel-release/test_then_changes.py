@@ -75,7 +75,7 @@ def test_an_archive_that_is_not_the_pinned_one_is_refused_and_the_host_is_as_it_
 
 def test_a_java_that_is_not_there_is_refused_and_the_host_is_as_it_was(root, play):
     before = root("queue1", STATE)
-    done = play(kestrel_java_home="/opt/no-such-java")
+    done = play(kestrel_java_home="/opt/no-such-java", kestrel_java_version="")
     assert done.returncode != 0
     assert "queue1: kestrel_java_home: /opt/no-such-java has no bin/java" in message(done)
     assert root("queue1", STATE) == before

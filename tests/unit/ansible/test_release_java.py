@@ -134,16 +134,20 @@ def test_another_java_another_launcher_or_a_damaged_file_make_it_again(tmp_path,
 
 
 def test_a_jre_works_with_what_its_jdk_has_made_and_not_without(tmp_path, prepare):
+    def inspect(home):
+        return host_programs.run(PROGRAM, "inspect", home, "--root", tmp_path / "java")
+
     home = ct_sym(host_programs.fake_jdk(tmp_path / "jdk"))
     (home / "bin/javac").rename(tmp_path / "javac")
-    done = prepare(home)
-    assert done.returncode == 1
-    assert "is a JRE: it lacks bin/javac or lib/ct.sym" in done.stderr
+    for done in (prepare(home), inspect(home)):
+        assert done.returncode == 1
+        assert "is a JRE: it lacks bin/javac or lib/ct.sym" in done.stderr
     (tmp_path / "javac").rename(home / "bin/javac")
     assert prepare(home).returncode == 0
     (home / "bin/javac").unlink()
     (home / "lib/ct.sym").unlink()
     assert json.loads(prepare(home).stdout)["changed"] is False
+    assert inspect(home).returncode == 0
 
 
 def test_a_check_makes_nothing(tmp_path, prepare):
