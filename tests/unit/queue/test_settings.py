@@ -86,6 +86,12 @@ def test_a_settings_file_is_read_with_its_defaults(write):
         (with_queue(retry_delays=[0]), "queue 'mail': each of 'retry_delays' must be a whole number"),
         (with_queue(rate_limit="50"), "queue 'mail': 'rate_limit': '50' is not a rate"),
         (with_queue(rate_limit="0/s"), "queue 'mail': 'rate_limit': '0/s' is not a rate"),
+        (with_queue(max_size="lots"), "queue 'mail': 'max_size' 'lots' is not a size; write it like 1MB"),
+        (with_queue(max_item_size=0), "queue 'mail': 'max_item_size' 0 is not a size"),
+        (with_queue(max_memory_size=True), "queue 'mail': 'max_memory_size' True is not a size"),
+        (with_queue(max_age=30), "queue 'mail': 'max_age' must look like 30s, 5m or 1h."),
+        (with_queue(discard_old_when_full=1), "queue 'mail': 'discard_old_when_full' must be true or false."),
+        (with_queue(fanouts=["a+b"]), "queue 'mail': 'fanouts' must be a list of names"),
         (with_queue(alert=[]), "queue 'mail': 'alert' must be an object"),
     ],
 )
