@@ -63,7 +63,8 @@ def play(tmp_path):
                 **os.environ,
                 "ANSIBLE_ROLES_PATH": str(CHECKOUT / "ansible/roles"),
                 "ANSIBLE_FILTER_PLUGINS": str(CHECKOUT / "ansible/roles/common/filter_plugins"),
-                "ANSIBLE_NOCOLOR": "1",
+                # molecule forces colours, which wins over NOCOLOR.
+                "ANSIBLE_FORCE_COLOR": "0",
             },
         )
         assert done.returncode == 0, done.stdout + done.stderr
