@@ -64,7 +64,7 @@ OURS_INSTEAD = {
 
 
 def folder_content(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_bytes().hex() for path in folder.iterdir()}
+    return {path.name: path.read_bytes().hex() for path in folder.iterdir() if path.is_file()}
 
 
 def expected_after_start(name: str) -> tuple[dict[str, str], dict[str, list[str] | None]]:
@@ -124,6 +124,20 @@ def test_a_start_on_these_files_changes_and_serves_what_kestrel_does(name, start
     for queue, count in CASES[name]["restart"].get("item_counts", {}).items():
         if name not in OURS_INSTEAD:
             assert spool.get(queue).items == count
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_start_cuts_off_is_kept_beside_the_journals(name, start_on, tmp_path):
+    """Kestrel keeps no copy."""
+    before = CASES[name]["files"]
+    start_on(before)
+    cut = sorted(
+        content.removeprefix(after)
+        for file, content in before.items()
+        if (after := folder_content(tmp_path).get(file, content)) != content and content.startswith(after)
+    )
+    kept = tmp_path / "damaged"
+    assert sorted(folder_content(kept).values() if kept.exists() else []) == cut
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,9 @@ from kestrel_stack.broker.segments import Boundary, JournalError, Segment
 __all__ = ["Journal", "JournalError", "fsync_directory", "stamp"]
 
 log = logging.getLogger("kestrel.journal")
+
+DAMAGED = "damaged"
+"""Folder in that of the journals where the ends that were cut off are kept; folders are no queues."""
 
 _OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
@@ -65,13 +69,23 @@ class Journal:
         self.current = Segment(path)
         self.archives: list[Segment] = []
         self.sync_each_write = sync_each_write
-        self.on_unsynced = on_unsynced
+        self._on_unsynced = on_unsynced
         self._unsynced = False
         self._owed = b""
         self._torn = False
         self._fd = -1
         self._compaction: Compaction | None = None
         self._unclean: Compaction | None = None
+
+    @property
+    def on_unsynced(self) -> Callable[[Journal], None]:
+        """What is called at the first write after each sync; another may be put here."""
+        return self._on_unsynced
+
+    @on_unsynced.setter
+    def on_unsynced(self, tell: Callable[[Journal], None]) -> None:
+        self._on_unsynced = tell
+        self._unsynced = False  # the one before may have taken no notice
 
     # Start
 
@@ -114,9 +128,24 @@ class Journal:
                 broken.offset,
                 self.size - broken.offset,
             )
+            self._keep_aside(broken.offset)
             self._truncate(broken.offset)
         for xid in state.lost_xids:
             log.warning("%s: xid %d was opened twice; the first item is lost", self.path, xid)
+
+    def _keep_aside(self, offset: int) -> None:
+        """Copy what a cut drops into a folder beside the journals: it may be somebody's file."""
+        folder = self.path.parent / DAMAGED
+        kept = folder / f"{self.path.name}.{time.time_ns() // 1_000_000}"
+        try:
+            folder.mkdir(mode=0o750, exist_ok=True)
+            with self.path.open("rb") as whole, kept.open("xb") as copy:
+                whole.seek(offset)
+                shutil.copyfileobj(whole, copy)
+        except OSError as error:
+            log.error("%s: cannot keep what is dropped: %s", kept, error.strerror)
+        else:
+            log.warning("%s: what was dropped of %s from byte %d on", kept, self.path.name, offset)
 
     def _open(self, is_new: bool) -> None:
         self._fd = os.open(self.path, _OPEN_FLAGS, 0o640)
@@ -217,7 +246,7 @@ class Journal:
         self.current.size = self.size
         if not self._unsynced and not self.sync_each_write:
             self._unsynced = True
-            self.on_unsynced(self)
+            self._on_unsynced(self)
 
     def _truncate(self, size: int) -> None:
         try:
