@@ -149,8 +149,8 @@ def test_a_second_start_finds_no_open_reads_and_changes_nothing_more(name, start
 
 
 # Cases whose requests can be played again and leave the same files. Not here: 09, whose items must expire one
-# by one; 14, of whose archives ours drops those that are history; where Kestrel packs (16, 23 to 26, 28), which
-# ours does in another way; and 19, where Kestrel loses items.
+# by one; 14, of whose archives ours drops those that are history; 16, 23 to 26 and 28, where Kestrel packs:
+# ours does it in another way; and 19, where Kestrel loses items.
 PLAYED = [
     *("01-set-x3", "02-set-get", "03-set-open", "04-open-close", "05-open-abort", "06-two-opens-disconnect"),
     *("07-three-opens-held", "08-expiry", "10-flush", "11-delete", "12-fanout", "13-fanout-only"),
