@@ -402,8 +402,8 @@ def picture(samples: list[Sample], figures: dict) -> str:
 
     items = figures["items"]
     title = (
-        f"{items:,} items of {figures['item_bytes']} bytes pile up and drain: memory stays at or below "
-        f"{figures['resident_mb_most']:.0f} MB, journal up to {figures['journal_mb_most']:.0f} MB"
+        f"{items:,} items of {figures['item_bytes']} bytes pile up and drain: at most "
+        f"{figures['resident_mb_most']:.0f} MB of memory, {figures['journal_mb_most']:.0f} MB of journal"
     )
     about = (
         f"Embedded broker, max_memory_size {figures['max_memory_size'] / (1 << 20):.0f} MiB, "
@@ -427,7 +427,7 @@ def picture(samples: list[Sample], figures: dict) -> str:
         "  }",
         "</style>",
         f'<rect class="paper" width="{width}" height="{height}"/>',
-        f'<text x="{left}" y="24" font-size="15" font-weight="600">{title}</text>',
+        f'<text x="{left}" y="24" font-size="14" font-weight="600">{title}</text>',
         f'<text x="{left}" y="44" class="dim">{about}</text>',
     ]
     for number in range(int(most / step) + 1):
@@ -436,7 +436,7 @@ def picture(samples: list[Sample], figures: dict) -> str:
         parts.append(
             f'<text class="dim" x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>'
         )
-    parts.append(f'<text class="dim" x="{left - 8}" y="{top - 8}" text-anchor="end">MB</text>')
+    parts.append(f'<text class="dim" x="{left - 8}" y="{top - 12}" text-anchor="end">MB</text>')
     for number in range(9):
         handled = last * number / 8
         queued = handled if handled <= items else 2 * items - handled
@@ -448,15 +448,15 @@ def picture(samples: list[Sample], figures: dict) -> str:
         )
     parts += [
         f'<text class="dim" x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">'
-        "items in the queue: put one by one, then taken one by one</text>",
+        "items in the queue: put, then taken</text>",
         f'<path class="axis" d="M{left} {top}V{height - bottom}H{width - right}" fill="none"/>',
         line("journal", [(s.handled, s.journal_mb) for s in samples]),
         line("memory", [(s.handled, s.resident_mb) for s in samples]),
     ]
-    peak = max(samples, key=lambda s: s.journal_mb)
+    rising = samples[len(samples) // 4]
     middle = samples[len(samples) // 2]
     parts += [
-        f'<text class="t-journal" x="{x(peak.handled) - 10:.1f}" y="{y(peak.journal_mb) + 16:.1f}" '
+        f'<text class="t-journal" x="{x(rising.handled) - 12:.1f}" y="{y(rising.journal_mb):.1f}" '
         'text-anchor="end">journal on disk</text>',
         f'<text class="t-memory" x="{x(middle.handled):.1f}" y="{y(middle.resident_mb) - 10:.1f}" '
         'text-anchor="middle">memory of the process (RSS)</text>',

@@ -57,7 +57,7 @@ def test_the_memory_curve_is_drawn_with_its_figures(tmp_path):
     figures = json.loads(result.stdout)
     root = xml.etree.ElementTree.parse(picture).getroot()
     texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert any(f"at or below {figures['resident_mb_most']:.0f} MB" in text for text in texts)
+    assert any(f"at most {figures['resident_mb_most']:.0f} MB of memory" in text for text in texts)
     assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 2
 
 
