@@ -21,38 +21,42 @@ INVENTORY = {
 }
 
 
-def render(
+TEMPLATES = ("kestrel.scala", "embedded.json")
+
+
+def render_all(
     folder: Path,
-    variables: Mapping[str, Any],
+    inventories: Mapping[str, Mapping[str, Any]],
     consumers: tuple[str, ...] = (),
-    templates: tuple[str, ...] = ("kestrel.scala", "embedded.json"),
-) -> dict[str, str]:
-    """Return the text of each template for these variables; an AssertionError holds what Ansible said."""
+    templates: tuple[str, ...] = TEMPLATES,
+) -> dict[str, dict[str, str]]:
+    """Return, for each named set of variables, the text of each template. One run of Ansible for all.
+
+    The files stay in FOLDER/NAME. An AssertionError holds what Ansible said.
+    """
     role = CHECKOUT / "ansible/roles/kestrel"
-    own = {}
+    own: dict[str, Any] = {}
     for file in ("defaults/main.yml", "vars/main.yml"):
         own.update(yaml.safe_load((role / file).read_text(encoding="utf-8")))
-    play = [
+    hosts = {
+        name: {**own, **INVENTORY, **given, "role_path": str(role)} for name, given in inventories.items()
+    }
+    for name in hosts:
+        (folder / name).mkdir()
+    tasks = [
         {
-            "name": "Render",
-            "hosts": "queue1",
-            "gather_facts": False,
-            "vars": {**own, **INVENTORY, **variables, "role_path": str(role)},
-            "tasks": [
-                {
-                    "name": "Render the template",
-                    "ansible.builtin.template": {
-                        "src": str(CHECKOUT / "templates/etc/kestrel" / f"{template}.j2"),
-                        "dest": str(folder / template),
-                        "mode": "0600",
-                    },
-                }
-                for template in templates
-            ],
+            "name": "Render the template",
+            "ansible.builtin.template": {
+                "src": str(CHECKOUT / "templates/etc/kestrel" / f"{template}.j2"),
+                "dest": f"{folder}/{{{{ inventory_hostname }}}}/{template}",
+                "mode": "0600",
+            },
         }
+        for template in templates
     ]
-    hosts = {"consumers": {"hosts": {name: {} for name in consumers}}, "kestrel": {"hosts": {"queue1": {}}}}
-    (folder / "hosts.yml").write_text(json.dumps({"all": {"children": hosts}}), encoding="utf-8")
+    play = [{"name": "Render", "hosts": "kestrel", "gather_facts": False, "tasks": tasks}]
+    children = {"consumers": {"hosts": {name: {} for name in consumers}}, "kestrel": {"hosts": hosts}}
+    (folder / "hosts.yml").write_text(json.dumps({"all": {"children": children}}), encoding="utf-8")
     (folder / "play.yml").write_text(json.dumps(play), encoding="utf-8")
     done = subprocess.run(
         [PLAYBOOK, "-i", folder / "hosts.yml", "-c", "local", folder / "play.yml"],
@@ -71,4 +75,7 @@ def render(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return {template: (folder / template).read_text(encoding="utf-8") for template in templates}
+    return {
+        name: {template: (folder / name / template).read_text(encoding="utf-8") for template in templates}
+        for name in hosts
+    }

@@ -41,11 +41,21 @@ EVERYTHING = {
 }
 
 
-@pytest.fixture(scope="module", params=["as-it-comes", "everything"])
-def rendered(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def every(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rendered")
-    given = EVERYTHING if request.param == "everything" else {"kestrel_admin_address": "0.0.0.0"}
-    return folder, kestrel_config.render(folder, given, consumers=("worker1", "worker2.example.com"))
+    inventories = {
+        "as-it-comes": {},
+        "open-admin": {"kestrel_admin_address": "0.0.0.0"},
+        "everything": EVERYTHING,
+    }
+    return folder, kestrel_config.render_all(folder, inventories, ("worker1", "worker2.example.com"))
+
+
+# A release binds its admin port to every address whatever it is told.
+@pytest.fixture(params=["open-admin", "everything"])
+def rendered(request, every):
+    return every[0] / request.param, every[1][request.param]
 
 
 def test_a_release_and_the_embedded_one_get_the_same(rendered):
@@ -65,9 +75,9 @@ def test_a_queue_is_complete_whatever_it_would_inherit(rendered):
         )
 
 
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory):
-    return kestrel_config.render(tmp_path_factory.mktemp("everything"), EVERYTHING, ("worker1",))
+@pytest.fixture
+def everything(every):
+    return every[1]["everything"]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +118,5 @@ def test_what_tells_of_a_reload_is_logged_at_any_level(everything):
         assert re.search(rf'node = "{re.escape(node)}"\s*level = Level.INFO\n', loggers)
 
 
-def test_time_series_are_off_as_it_comes(tmp_path):
-    texts = kestrel_config.render(tmp_path, {}, templates=("kestrel.scala",))
-    assert "TimeSeries" not in texts["kestrel.scala"]
+def test_time_series_are_off_as_it_comes(every):
+    assert "TimeSeries" not in every[1]["as-it-comes"]["kestrel.scala"]

@@ -25,27 +25,47 @@ def load():
 
 
 tool = load()
-QUEUES = [{"name": "mail", "max_items": 5, "fanouts": ["audit"]}]
+ALIASES = {"kestrel_aliases": {"shop_all": ["shop_mail"], "shop_more": ["other"]}}
+QUEUES = {"kestrel_stack_queues": [{"name": "mail", "max_items": 5, "fanouts": ["audit"]}]}
+
+# What is changed, and what brings it to a running server.
+CHANGES = {
+    "nothing": ({}, "nothing"),
+    "queues": ({"kestrel_stack_queues": [{"name": "mail", "max_items": 6}]}, "reload"),
+    "log-level": ({"kestrel_log_level": "error"}, "reload"),
+    "memory": ({"kestrel_max_memory_size": "64MB"}, "reload"),
+    "sync": ({"kestrel_sync_journal_ms": 0}, "restart"),
+    "transactions": ({"kestrel_max_open_transactions": 7}, "restart"),
+    "timeout": ({"kestrel_client_timeout_seconds": 7}, "restart"),
+    "admin-port": ({"kestrel_admin_port": 2244}, "restart"),
+}
+OTHERS = {
+    "every-ipv4": {"kestrel_listen_address": "0.0.0.0"},
+    "every-ipv6": {"kestrel_listen_address": "::"},
+    "fewer-aliases": {"kestrel_aliases": {"shop_all": ["shop_mail"]}},
+}
 
 
 @pytest.fixture(scope="module")
 def setups(tmp_path_factory):
-    """A release and an embedded one for some variables, as the playbook renders them."""
-
-    def make(**variables):
-        given = {"kestrel_stack_queues": QUEUES, **variables}
-        texts = kestrel_config.render(tmp_path_factory.mktemp("setup"), given)
-        return (
-            tool.Setup("2.4.1", "unit", texts["kestrel.scala"]),
-            tool.Setup("embedded-1-a", "unit", texts["embedded.json"]),
+    """A release and an embedded one for each set of variables, as the playbook renders them."""
+    changes = {**{name: change for name, (change, _) in CHANGES.items()}, **OTHERS}
+    texts = kestrel_config.render_all(
+        tmp_path_factory.mktemp("setups"),
+        {name: {**QUEUES, **ALIASES, **change} for name, change in changes.items()},
+    )
+    return {
+        name: (
+            tool.Setup("2.4.1", "unit", text["kestrel.scala"]),
+            tool.Setup("embedded-1-a", "unit", text["embedded.json"]),
         )
+        for name, text in texts.items()
+    }
 
-    return make
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def plain(setups):
-    return setups(kestrel_aliases={"shop_all": ["shop_mail"], "shop_more": ["other"]})
+    return setups["nothing"]
 
 
 def test_both_flavours_are_read_to_the_same(plain):
@@ -57,9 +77,8 @@ def test_both_flavours_are_read_to_the_same(plain):
 
 
 def test_a_server_that_listens_everywhere_is_asked_on_loopback(setups):
-    for address, asked in (("0.0.0.0", "127.0.0.1"), ("::", "::1")):
-        for setup in setups(kestrel_listen_address=address):
-            assert setup.reach == (asked, 22133)
+    for name, asked in (("every-ipv4", "127.0.0.1"), ("every-ipv6", "::1")):
+        assert [setup.reach for setup in setups[name]] == [(asked, 22133)] * 2
 
 
 def needs(before, after):
@@ -68,27 +87,14 @@ def needs(before, after):
     return "nothing" if not reasons else "reload" if by_reload else "restart"
 
 
-@pytest.mark.parametrize(
-    ("variables", "what"),
-    [
-        ({"kestrel_aliases": {"shop_all": ["shop_mail"], "shop_more": ["other"]}}, "nothing"),
-        ({"kestrel_stack_queues": [{"name": "mail", "max_items": 6}]}, "reload"),
-        ({"kestrel_log_level": "error"}, "reload"),
-        ({"kestrel_max_memory_size": "64MB"}, "reload"),
-        ({"kestrel_sync_journal_ms": 0}, "restart"),
-        ({"kestrel_max_open_transactions": 7}, "restart"),
-        ({"kestrel_client_timeout_seconds": 7}, "restart"),
-        ({"kestrel_admin_port": 2244}, "restart"),
-    ],
-)
-def test_only_queues_aliases_and_the_log_level_are_reloaded(setups, plain, variables, what):
-    aliases = {"kestrel_aliases": {"shop_all": ["shop_mail"], "shop_more": ["other"]}}
-    for before, after in zip(plain, setups(**{**aliases, **variables}), strict=True):
-        assert needs(before, after) == what, after.flavor
+@pytest.mark.parametrize("name", CHANGES)
+def test_only_queues_aliases_and_the_log_level_are_reloaded(setups, plain, name):
+    for before, after in zip(plain, setups[name], strict=True):
+        assert needs(before, after) == CHANGES[name][1], after.flavor
 
 
 def test_an_alias_comes_by_a_reload_and_leaves_a_release_by_a_restart_only(setups, plain):
-    fewer = setups(kestrel_aliases={"shop_all": ["shop_mail"]})
+    fewer = setups["fewer-aliases"]
     assert [needs(before, after) for before, after in zip(fewer, plain, strict=True)] == ["reload", "reload"]
     assert [needs(before, after) for before, after in zip(plain, fewer, strict=True)] == ["restart", "reload"]
 
