@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kestrel_stack.broker import journal as journal_module
 from kestrel_stack.broker import records
 from kestrel_stack.broker.config import QueueSettings
 from kestrel_stack.broker.journal import Journal, JournalError
@@ -40,8 +41,9 @@ class QueueAgainstModel(RuleBasedStateMachine):
         max_items=st.sampled_from([None, None, 4]),
         max_size=st.sampled_from([None, None, 30]),
         max_age=st.sampled_from([None, None, 5]),
+        threads=st.booleans(),
     )
-    def start(self, memory, journal, total, max_items, max_size, max_age):
+    def start(self, memory, journal, total, max_items, max_size, max_age, threads):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name)
         self.settings = QueueSettings(
@@ -56,8 +58,15 @@ class QueueAgainstModel(RuleBasedStateMachine):
         self.clock = Clock()
         self.items, self.open, self.number = [], {}, 0
         self.room = None
-        self.patch = mock.patch.object(os, "write", self.write)
-        self.patch.start()
+        self.patches = [mock.patch.object(os, "write", self.write)]
+        self.background = []
+        if threads:  # what another thread would do is done when a rule says so
+            later = mock.patch.object(
+                journal_module, "in_background", lambda *job: self.background.append(job)
+            )
+            self.patches.append(later)
+        for patch in self.patches:
+            patch.start()
         self.load()
 
     def load(self):
@@ -77,9 +86,36 @@ class QueueAgainstModel(RuleBasedStateMachine):
     def teardown(self):
         if hasattr(self, "folder"):
             self.room = None
+            self.finish_background()
             self.queue.close()
-            self.patch.stop()
+            for patch in self.patches:
+                patch.stop()
             self.folder.cleanup()
+
+    def finish_background(self):
+        while self.background:
+            self.another_thread_works()
+
+    @precondition(lambda self: self.background)
+    @rule()
+    def another_thread_works(self):
+        work, done = self.background.pop(0)
+        work()
+        done()
+
+    @precondition(lambda self: self.items)
+    @rule(times=st.sampled_from([5, 50]))
+    def reads_are_opened_and_put_back(self, times):
+        """Much history, while nothing changes."""
+        for _ in range(times):
+            result = []
+            if not self.attempt(lambda: result.append(self.queue.open())):  # noqa: B023
+                self.sync_expired()
+                return
+            self.items = self.live()
+            if result[0] is None:
+                return
+            self.queue.put_back_one(result[0][0])
 
     @rule(room=st.integers(0, 60))
     def disk_is_full(self, room):
@@ -221,6 +257,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         times = dict([*self.open.values(), *self.items])
         os.close(self.journal._fd)
         self.room = None
+        self.background = []
         self.load()
         found = [record[records.ADDX_OVERHEAD :] for record in all_records(self.queue)]
         assert (sorted(found), owed) == (sorted(expected), owed)
@@ -250,7 +287,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def sizes_are_those_of_the_files(self):
-        if hasattr(self, "queue") and not self.journal._torn:
+        if hasattr(self, "queue") and not self.journal._torn and not self.background:
             files = [path for path in self.path.iterdir() if "~~" not in path.name]
             assert self.journal.total_size() == sum(path.stat().st_size for path in files)
 
