@@ -2,9 +2,11 @@
 
 import pytest
 
+from kestrel_stack.broker import journal as journal_module
 from kestrel_stack.broker.config import QueueSettings
 from kestrel_stack.broker.journal import Journal
 from kestrel_stack.broker.queue import Queue
+from support.open_files import open_in
 
 
 class Clock:
@@ -34,3 +36,29 @@ def make(tmp_path, clock):
     yield make_queue
     for queue in made:
         queue.close()
+
+
+class Deferred(list):
+    """Pairs of what another thread would do, and what the queue's own does after it."""
+
+    def finish(self) -> None:
+        while self:
+            work, done = self.pop(0)
+            work()
+            done()
+
+
+@pytest.fixture
+def deferred(monkeypatch):
+    """What another thread would do, to be done by the test; what is left is done at its end."""
+    jobs = Deferred()
+    monkeypatch.setattr(journal_module, "in_background", lambda *job: jobs.append(job))
+    yield jobs
+    jobs.finish()
+
+
+@pytest.fixture(autouse=True)
+def no_file_is_left_open(tmp_path):
+    """A broker that forgets to close runs into its limit of open files one day."""
+    yield
+    assert open_in(tmp_path) == {}

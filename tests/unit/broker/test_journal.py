@@ -33,11 +33,24 @@ def names(folder) -> list[str]:
 
 
 @pytest.fixture
-def journal(tmp_path):
-    opened = Journal(tmp_path / "q")
+def journal_of(tmp_path):
+    """Make the journal of the test's queue, which need not be recovered; each is closed at the end."""
+    made = []
+
+    def make(**options) -> Journal:
+        made.append(Journal(tmp_path / "q", **options))
+        return made[-1]
+
+    yield make
+    for journal in made:
+        journal.close()
+
+
+@pytest.fixture
+def journal(journal_of):
+    opened = journal_of()
     recovered(opened)
-    yield opened
-    opened.close()
+    return opened
 
 
 class FailingWrite:
@@ -105,10 +118,10 @@ def test_an_owed_record_is_written_at_close_if_nothing_comes_before(journal, mon
     assert journal.path.read_bytes() == b"\x01"
 
 
-def test_a_sync_before_every_reply_syncs_in_append_and_a_failing_one_refuses(tmp_path, monkeypatch):
+def test_a_sync_before_every_reply_syncs_in_append_and_a_failing_one_refuses(journal_of, monkeypatch):
     synced = []
     monkeypatch.setattr(journal_module.os, "fdatasync", synced.append)
-    journal = Journal(tmp_path / "q", sync_each_write=True)
+    journal = journal_of(sync_each_write=True)
     recovered(journal)
     journal.append(item(b"1"))
     assert len(synced) == 1
@@ -228,7 +241,7 @@ def archived(tmp_path, *contents: bytes) -> list:
 
 
 @pytest.mark.parametrize("deleted", [0, 1, 2, 3])
-def test_a_crash_while_archives_go_brings_nothing_back(tmp_path, deleted):
+def test_a_crash_while_archives_go_brings_nothing_back(journal_of, tmp_path, deleted):
     """The journal as a whole ends empty; so does what is left of it from any archive on."""
     siblings = archived(
         tmp_path, item(b"1") + item(b"2") + open_read(1), remove() + item(b"3"), item(b"4") + open_read(2)
@@ -236,28 +249,28 @@ def test_a_crash_while_archives_go_brings_nothing_back(tmp_path, deleted):
     (tmp_path / "q").write_bytes(remove() + confirm(1) + confirm(2) + remove())
     for path in siblings[:deleted]:
         path.unlink()
-    state = recovered(Journal(tmp_path / "q"), siblings[deleted:])
+    state = recovered(journal_of(), siblings[deleted:])
     assert not state.backlog.items
     assert not state.open
 
 
-def test_a_reused_xid_is_named_in_the_log(tmp_path, caplog):
+def test_a_reused_xid_is_named_in_the_log(journal_of, tmp_path, caplog):
     (tmp_path / "q").write_bytes(item(b"1") + open_read(4) + item(b"2") + open_read(4))
     with caplog.at_level(logging.WARNING):
-        recovered(Journal(tmp_path / "q"))
+        recovered(journal_of())
     assert "xid 4 was opened twice" in caplog.text
 
 
 @pytest.mark.parametrize("memory", [1 << 20, 10])
 @pytest.mark.parametrize("content", [item(b"x")[:9], b"\x02\xff\xff\xff\xff", b"\x63", bytes(20)])
 def test_damage_is_told_with_file_and_offset_and_costs_only_what_is_behind_it(
-    tmp_path, caplog, content, memory
+    journal_of, tmp_path, caplog, content, memory
 ):
     good = b"".join(item(b"%03d" % number) for number in range(50))
     (archive,) = archived(tmp_path, good + content)
     (tmp_path / "q").write_bytes(good + content)
     with caplog.at_level(logging.WARNING):
-        state = recovered(Journal(tmp_path / "q"), [archive], memory)
+        state = recovered(journal_of(), [archive], memory)
     assert f"{archive}: " in caplog.text
     assert f"{tmp_path / 'q'}: " in caplog.text
     assert f"at byte {len(good)}" in caplog.text
@@ -271,12 +284,12 @@ def test_damage_is_told_with_file_and_offset_and_costs_only_what_is_behind_it(
     assert (tmp_path / "q").read_bytes() == good
 
 
-def test_a_rewrite_of_kestrel_that_was_cut_short_is_finished(tmp_path, caplog):
+def test_a_rewrite_of_kestrel_that_was_cut_short_is_finished(journal_of, tmp_path, caplog):
     held = item(b"A") + open_read(5) + item(b"B") + open_read(4)
     (archive,) = archived(tmp_path, held)
     (tmp_path / "q").write_bytes(item(b"C") + open_read(5) + remove())
     with caplog.at_level(logging.WARNING):
-        state = recovered(Journal(tmp_path / "q"), [archive])
+        state = recovered(journal_of(), [archive])
     assert {xid: item_of(record).data for xid, (_, record) in state.open.items()} == {5: b"A", 4: b"B"}
     assert not state.backlog.items
     assert names(tmp_path) == ["q"]
@@ -292,8 +305,10 @@ def test_a_rewrite_of_kestrel_that_was_cut_short_is_finished(tmp_path, caplog):
         (item(b"A") + open_read(5) + remove(), item(b"C") + open_read(5)),
     ],
 )
-def test_other_histories_are_not_taken_for_a_rewrite_that_was_cut_short(tmp_path, archive, current):
+def test_other_histories_are_not_taken_for_a_rewrite_that_was_cut_short(
+    journal_of, tmp_path, archive, current
+):
     siblings = archived(tmp_path, archive)
     (tmp_path / "q").write_bytes(current)
-    recovered(Journal(tmp_path / "q"), siblings)
+    recovered(journal_of(), siblings)
     assert names(tmp_path) == ["q", "q.99"]

@@ -20,8 +20,10 @@ from kestrel_stack.broker.config import QueueSettings
 from kestrel_stack.broker.journal import Journal, JournalError
 from kestrel_stack.broker.queue import Queue
 from support import kestrel_reader
+from support.open_files import close_in
 
 REAL_WRITE = os.write
+
 
 
 class Clock:
@@ -255,7 +257,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         owed = bool(self.journal._owed)
         expected = [self.open[xid][0] for xid in sorted(self.open)] + [data for data, _ in self.items]
         times = dict([*self.open.values(), *self.items])
-        os.close(self.journal._fd)
+        close_in(self.path)
         self.room = None
         self.background = []
         self.load()

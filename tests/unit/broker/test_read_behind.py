@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from kestrel_stack.broker import journal as journal_module
 from kestrel_stack.broker.config import QueueSettings
 from kestrel_stack.broker.journal import JournalError
 from kestrel_stack.broker.queue import Queue
@@ -32,18 +31,6 @@ def taken(queue: Queue, count: int | None = None) -> list[bytes]:
     while (count is None or len(found) < count) and (item := queue.remove()):
         found.append(item.data)
     return found
-
-
-@pytest.fixture
-def deferred(monkeypatch):
-    """What another thread would do, to be called by the test."""
-    jobs = []
-    monkeypatch.setattr(journal_module, "in_background", lambda *job: jobs.append(job))
-    yield jobs
-    while jobs:
-        work, done = jobs.pop(0)
-        work()
-        done()
 
 
 def test_as_much_is_in_memory_as_in_kestrel(make):
@@ -249,7 +236,7 @@ def test_files_are_replaced_while_the_reader_is_in_them(make, tmp_path, deferred
     expected = fill(queue, 1000)
     found = []
     while not queue.journal.is_compacting:
-        deferred.clear()  # syncs
+        deferred.finish()  # syncs
         queue.put_back_one(queue.open()[0])
     compaction = deferred.pop()
     found += taken(queue, 37)  # the reader goes on in the old files meanwhile
@@ -278,7 +265,7 @@ def test_a_queue_that_ends_while_its_files_are_replaced_leaves_what_it_should(
     queue = make(**settings)
     expected = fill(queue, 1000)
     while not queue.journal.is_compacting:
-        deferred.clear()
+        deferred.finish()
         queue.put_back_one(queue.open()[0])
     work, done = deferred.pop()
     job = queue.journal._compaction

@@ -1,6 +1,7 @@
 """All queues of a folder: fanouts, aliases, settings, idle queues."""
 
 import errno
+import os
 
 import pytest
 
@@ -211,7 +212,7 @@ def test_a_reload_changes_when_journals_are_synced(spool_of):
         config = {"queue_path": str(spool.config.queue_path), "sync_journal_ms": sync_ms}
         spool.reload(parse({**config, "default": {}}))
         assert journal.sync_each_write == (sync_ms == 0)
-        journal.duplicate_for_sync()
+        os.close(journal.duplicate_for_sync())
         spool.add("a", b"1")
     assert asked == [7]
 

@@ -16,9 +16,14 @@ from kestrel_stack.broker.config import QueueSettings
 from kestrel_stack.broker.journal import Journal, JournalError
 from kestrel_stack.broker.queue import Queue
 from support import kestrel_reader
+from support.open_files import close_in
 
 STEPS = ("open", "write", "fsync", "fdatasync", "rename", "replace", "unlink", "ftruncate")
 REAL = {name: getattr(os, name) for name in STEPS}
+
+
+def siblings(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name != "q" and path.is_file()]
 
 
 class Steps:
@@ -54,7 +59,7 @@ class Change:
 
     def load(self, folder: Path) -> Queue:
         queue = Queue("q", self.settings, Journal(folder / "q"), lambda: 1_800_000_000_000)
-        queue.recover([path for path in folder.iterdir() if path.name != "q"])
+        queue.recover(siblings(folder))
         return queue
 
     def expected(self) -> list[bytes]:
@@ -206,9 +211,10 @@ def test_a_crash_of_the_crash_costs_nothing(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             Steps(patch, die)
             with contextlib.suppress(KilledError):
-                queue.recover([path for path in copy.iterdir() if path.name != "q"])
+                queue.recover(siblings(copy))
+        close_in(copy)
         assert kestrel_reader.owed(copy) == expected
         again = Queue("q", QueueSettings(), Journal(copy / "q"), lambda: 0)
-        again.recover([path for path in copy.iterdir() if path.name != "q"])
+        again.recover(siblings(copy))
         assert [item.data for item in iter(again.remove, None)] == expected
         again.close()

@@ -45,6 +45,8 @@ def test_every_journal_with_new_records_is_synced_once_and_again_after_the_next(
         journals[1].append(b"\x01")
         await finished(syncer)
         assert synced[2:] == [inodes[1]]
+        for journal in journals:
+            journal.close()
 
     asyncio.run(scenario())
 
@@ -66,6 +68,7 @@ def test_a_sync_that_fails_is_logged_and_the_next_one_is_tried(tmp_path, monkeyp
             await finished(syncer)
             assert len(tried) == count
         assert f"{journal.path}: cannot sync: Input/output error" in caplog.text
+        journal.close()
 
     asyncio.run(scenario())
 
