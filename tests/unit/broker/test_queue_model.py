@@ -25,7 +25,6 @@ from support.open_files import close_in
 REAL_WRITE = os.write
 
 
-
 class Clock:
     now = 1_800_000_000_000
 
