@@ -7,13 +7,13 @@ from pathlib import Path
 def open_in(folder: Path) -> dict[int, str]:
     """Return paths by descriptor, also of files that are gone from the folder (`` (deleted)``)."""
     found = {}
-    for fd in Path("/proc/self/fd").iterdir():
+    for link in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(fd)
+            target = str(link.readlink())
         except FileNotFoundError:  # the listing's own
             continue
         if target.startswith(f"{folder}/"):
-            found[int(fd.name)] = target
+            found[int(link.name)] = target
     return found
 
 
