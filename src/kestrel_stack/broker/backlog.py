@@ -25,7 +25,6 @@ MEMORY_PER_ITEM = 64
 READ_AT_ONCE = 64
 """Items brought into memory per item that leaves it, at most; more only while memory has none."""
 
-
 MOST_REMEMBERED = 20_000
 """Items given out, or come back, at the end of a file that are remembered one by one."""
 
