@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from support.kestrel_host import KestrelHost
+from support.kestrel_host import KestrelHost, free_port
 
 DIES = "import sys; print('kestrel-embedded: no queue for you'); sys.exit(3)"
 # Ends as soon as it is asked anything: it runs, and never answers.
@@ -83,7 +83,7 @@ def test_what_a_reload_cannot_change_restarts_in_order_and_keeps_the_items(runni
 
 
 def test_a_server_that_moves_to_another_port_is_found_there(running):
-    running.port = other = running.config["port"] + 1
+    running.port = other = free_port()
     running.stage(port=other)
     assert running.apply()["did"] == "restart"
     assert running.ask("status\r\n") == "UP"
