@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -81,3 +82,13 @@ def _expect(done: tuple[int, str], code: int, text: str, what: str) -> None:
         raise LabError(f"{what} ended with exit code {done[0]}, not {code}")
     if text not in done[1]:
         raise LabError(f"{what} did not say {text!r}")
+
+
+if __name__ == "__main__":
+    programs.interrupts_on_term()
+    try:
+        sys.exit(run())
+    except LabError as error:
+        sys.exit(f"newcomer: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

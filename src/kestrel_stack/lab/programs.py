@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from kestrel_stack.lab.errors import LabError
 
@@ -61,23 +63,14 @@ def run_through(
     On an interrupt the program gets SIGINT and time to clean up, as under ``run_logged``. Raises OSError when
     it cannot be run.
     """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=None if on_line is None else subprocess.PIPE,
-        stderr=None if on_line is None else subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-        cwd=cwd,
-        # A session of its own, so that a terminal's Ctrl-C does not reach it twice: Ansible takes a second
-        # one as "now".
-        start_new_session=True,
+    process = start(
+        command, environment=environment, cwd=cwd, out=None if on_line is None else subprocess.PIPE
     )
     try:
-        if on_line is not None:
-            for line in process.stdout or ():
-                on_line(line)
+        if on_line is not None and process.stdout is not None:
+            with io.TextIOWrapper(process.stdout, errors="replace") as lines:
+                for line in lines:
+                    on_line(line)
         return process.wait()
     except BaseException:
         end(process)
@@ -87,18 +80,39 @@ def run_through(
             process.stdout.close()
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """End a program and what it started in its session: first as Ctrl-C would, then harder."""
+def start(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    cwd: Path | None,
+    out: BinaryIO | int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program with no input; both its outputs go to ``out`` or are let through. Raises OSError."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=None if out is None else subprocess.STDOUT,
+        env=environment,
+        cwd=cwd,
+        # A session of its own, so that a terminal's Ctrl-C does not reach it twice: Ansible takes a second
+        # one as "now".
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen[bytes], grace: float = END_SECONDS) -> None:
+    """End a program and what it started in its session: as Ctrl-C would, after ``grace`` seconds harder."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         _signal(process, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)
+            process.wait(grace)
             break
     # What it left running; a shell's background programs do not hear SIGINT.
     _signal(process, signal.SIGTERM)
 
 
-def _signal(process: subprocess.Popen[str], number: int) -> None:
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 

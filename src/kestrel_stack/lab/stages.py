@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kestrel_stack.lab import daemon, image, newcomer, programs, report
+from kestrel_stack.lab import daemon, image, programs, report
 from kestrel_stack.lab.errors import LabError
 from kestrel_stack.lab.inventory import CHECKOUT
 from kestrel_stack.lab.progress import clock, say, step
@@ -22,16 +24,20 @@ from kestrel_stack.lab.up import ENGINE_STATE
 
 SHELL_SCRIPTS = ("bin/up", "bin/down", "bin/test", "bin/lib/bootstrap.sh", ".ci/run", "requirements/lock")
 NO_TESTS_COLLECTED = 5
+LOGS = CHECKOUT / ".lab" / "test"
+"""What stages print while another one's turn to be shown has not come."""
+POLL_SECONDS = 0.1
+CLEAN_UP_SECONDS = 60.0
+"""What an interrupted stage gets to remove its containers."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One line of the table: commands, which all run in the checkout's root, or a function (exit code)."""
+    """One line of the table: commands, which all run in the checkout's root."""
 
     name: str
     about: str
     commands: Sequence[Sequence[str]] = ()
-    function: Callable[[], int] | None = None
     docker: bool = False
     long: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +94,12 @@ def stages(*, long: bool) -> list[Stage]:
         about = f"molecule test -s {name}"
         found.append(Stage(f"molecule-{name}", about, [molecule(name)], docker=True, environment=thorough))
     found.append(
-        Stage("newcomer", "a fresh clone: bin/up twice, bin/down twice", function=newcomer.run, docker=True)
+        Stage(
+            "newcomer",
+            "a fresh clone: bin/up twice, bin/down twice",
+            [[sys.executable, "-m", "kestrel_stack.lab.newcomer"]],
+            docker=True,
+        )
     )
     for name in scenarios():
         found.append(
@@ -129,39 +140,145 @@ class Result:
         return f"=== {self.name}: {word} in {clock(self.seconds)}{f' ({self.note})' if self.note else ''}"
 
 
-def run_stage(stage: Stage) -> Result:
-    """Run a stage, its output let through, and return how it ended; a missing program is a failure too."""
-    started = time.monotonic()
-    failed = []
-    say(f"=== {stage.name}: {stage.about}")
-    if stage.function is not None:
-        try:
-            if stage.function() != 0:
-                failed.append(stage.name)
-        except LabError as error:
-            failed.append(str(error))
-        except Exception as error:
-            # A defect of the stage itself: the other stages still run, and the table still comes.
-            traceback.print_exc()
-            failed.append(f"{type(error).__name__}: {error}")
-    # In a pipe the runners' colours would be noise in a log.
-    colours = {} if sys.stdout.isatty() else {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}
-    for command in stage.commands:
-        name = " ".join([Path(command[0]).name, *command[1:]][:3])
-        try:
-            code = programs.run_through(
-                command, environment={**os.environ, **colours, **stage.environment}, cwd=CHECKOUT
-            )
-        except OSError as error:
-            failed.append(f"{name}: {error.strerror}")
-            continue
-        if code != 0 and not _nothing_to_run(command, code):
-            failed.append(f"{name}: exit {code}")
-    return Result(stage.name, not failed, time.monotonic() - started, "; ".join(failed))
+class Run:
+    """A stage that runs: one command after the other, a failing one does not stop the rest."""
+
+    def __init__(self, stage: Stage, out: BinaryIO | None) -> None:
+        """Output goes to ``out``, or is let through."""
+        self.stage = stage
+        self.result: Result | None = None
+        self._out = out
+        self._commands = iter(stage.commands)
+        self._command: Sequence[str] = ()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failed: list[str] = []
+        self._started = time.monotonic()
+        self._next()
+
+    def poll(self) -> bool:
+        """Go on where a command has ended; return whether the stage has."""
+        while self.result is None and self._process is not None and self._process.poll() is not None:
+            code = self._process.returncode
+            if code != 0 and not _nothing_to_run(self._command, code):
+                self._failed.append(f"{self._name()}: exit {code}")
+            self._next()
+        return self.result is not None
+
+    def end(self) -> None:
+        """End the command that runs, with time to clean up."""
+        if self._process is not None and self._process.poll() is None:
+            programs.end(self._process, CLEAN_UP_SECONDS)
+
+    def _next(self) -> None:
+        for command in self._commands:
+            self._command = command
+            try:
+                self._process = programs.start(
+                    command, environment=_environment(self.stage), cwd=CHECKOUT, out=self._out
+                )
+                return
+            except OSError as error:
+                self._failed.append(f"{self._name()}: {error.strerror}")
+        took = time.monotonic() - self._started
+        self.result = Result(self.stage.name, not self._failed, took, "; ".join(self._failed))
+
+    def _name(self) -> str:
+        return " ".join([Path(self._command[0]).name, *self._command[1:]][:3])
+
+
+def _environment(stage: Stage) -> dict[str, str]:
+    # In a pipe the runners' colours would be noise in a log; on a terminal they see a file and must be told.
+    colours = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}
+    if sys.stdout.isatty():
+        colours = {"FORCE_COLOR": "1", "ANSIBLE_FORCE_COLOR": "1", "PY_COLORS": "1"}
+    return {**os.environ, **colours, **stage.environment}
 
 
 def _nothing_to_run(command: Sequence[str], code: int) -> bool:
     return "pytest" in command and code == NO_TESTS_COLLECTED
+
+
+def lanes(chosen: Sequence[Stage]) -> list[list[Stage]]:
+    """Return the stages that go one after the other: those with containers, and the others, side by side.
+
+    The former mostly wait, so that two lanes take little longer than the slower one.
+    """
+    parts = ([stage for stage in chosen if stage.docker is docker] for docker in (False, True))
+    return [part for part in parts if part]
+
+
+def run_stages(chosen: Sequence[Stage], results: list[Result]) -> None:
+    """Run the stages in their lanes; what they print comes stage by stage, in order, as soon as it can.
+
+    ``results`` gets each stage's as it ends. On an interrupt every stage gets time to clean up.
+    """
+    waiting = lanes(chosen)
+    if len(waiting) == 1:
+        for stage in chosen:
+            _run_alone(stage, results)
+        return
+    LOGS.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = {stage.name: stack.enter_context((LOGS / f"{stage.name}.log").open("wb")) for stage in chosen}
+        logs = {stage.name: stack.enter_context((LOGS / f"{stage.name}.log").open("rb")) for stage in chosen}
+        ended: dict[str, Result] = {}
+        running: list[Run | None] = [None] * len(waiting)
+        shown = list(chosen)
+        begun = False
+        try:
+            while shown:
+                for number, lane in enumerate(waiting):
+                    run = running[number]
+                    if run is not None and run.poll() and run.result is not None:
+                        ended[run.stage.name] = run.result
+                        results.append(run.result)
+                        running[number] = run = None
+                    if run is None and lane:
+                        stage = lane.pop(0)
+                        running[number] = Run(stage, files[stage.name])
+                if not begun:
+                    say(f"=== {shown[0].name}: {shown[0].about}")
+                    begun = True
+                # Whether it has ended is asked first: then all that it printed is there to be shown.
+                result = ended.get(shown[0].name)
+                news = _show(logs[shown[0].name])
+                if result is not None:
+                    say(result.line() + "\n")
+                    shown.pop(0)
+                    begun = False
+                elif not news:
+                    time.sleep(POLL_SECONDS)
+        except BaseException:
+            for run in running:
+                if run is not None:
+                    run.end()
+            for stage in shown:
+                _show(logs[stage.name])
+            raise
+
+
+def _run_alone(stage: Stage, results: list[Result]) -> None:
+    say(f"=== {stage.name}: {stage.about}")
+    run = Run(stage, None)
+    try:
+        while not run.poll():
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        run.end()
+        raise
+    assert run.result is not None
+    results.append(run.result)
+    say(run.result.line() + "\n")
+
+
+def _show(log: BinaryIO) -> bool:
+    """Print what a stage has written since the last time; return whether that was anything."""
+    data = log.read()
+    if data:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    return bool(data)
 
 
 def run(*, long: bool, only: Sequence[str], list_only: bool) -> int:
@@ -178,16 +295,14 @@ def run(*, long: bool, only: Sequence[str], list_only: bool) -> int:
         )
     chosen = [stage for stage in known if stage.name in only] if only else known
     programs.interrupts_on_term()
+    started = time.monotonic()
     results: list[Result] = []
     started_engine = False
     code = 0
     try:
         if any(stage.docker for stage in chosen):
             started_engine = _prepare(chosen, results)
-        for stage in chosen:
-            result = run_stage(stage)
-            results.append(result)
-            say(result.line() + "\n")
+        run_stages(chosen, results)
     except KeyboardInterrupt:
         say("\nbin/test: interrupted; what ran:", sys.stderr)
         code = 130
@@ -195,7 +310,8 @@ def run(*, long: bool, only: Sequence[str], list_only: bool) -> int:
         if started_engine:
             about_engine = daemon.stop(ENGINE_STATE)
             say(about_engine or "")
-    _table(results)
+    order = ["prepare", *(stage.name for stage in chosen)]
+    _table(sorted(results, key=lambda result: order.index(result.name)), time.monotonic() - started)
     return code or (1 if any(not result.passed for result in results) else 0)
 
 
@@ -222,7 +338,7 @@ def _prepare(chosen: Sequence[Stage], results: list[Result]) -> bool:
     return started_engine
 
 
-def _table(results: Sequence[Result]) -> None:
+def _table(results: Sequence[Result], seconds: float) -> None:
     table = Table("stage", "result", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("time", justify="right")
     table.add_column("note")
@@ -230,6 +346,6 @@ def _table(results: Sequence[Result]) -> None:
         table.add_row(
             result.name, "passed" if result.passed else "FAILED", clock(result.seconds), result.note
         )
-    table.add_row("total", "", clock(sum(result.seconds for result in results)), "")
+    table.add_row("total", "", clock(seconds), "side by side" if len(results) > 2 else "")
     width = None if sys.stdout.isatty() else report.PIPE_WIDTH
     Console(file=sys.stdout, width=width, highlight=False).print(table)

@@ -53,17 +53,6 @@ def test_a_program_that_is_missing_fails_its_stage_and_not_the_run(
     assert "linter: No such file" in capsys.readouterr().out
 
 
-def test_a_function_that_raises_fails_its_stage_with_its_reason(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse() -> int:
-        raise LabError("the second bin/up did not say 'nothing changed'")
-
-    use(monkeypatch, Stage("newcomer", "a clone", function=refuse))
-    assert run() == 1
-    assert "did not say 'nothing changed'" in capsys.readouterr().out
-
-
 def test_only_runs_what_it_names_even_a_long_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(
         monkeypatch,
@@ -129,17 +118,71 @@ def test_every_shell_script_of_the_checkout_is_linted() -> None:
     )
 
 
-def test_an_interrupt_lets_a_stage_clean_up_and_ends_with_130_and_a_table() -> None:
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stages with containers, without an engine to prepare."""
+    monkeypatch.setattr(stages, "_prepare", lambda chosen, results: False)
+    monkeypatch.setattr(stages, "LOGS", tmp_path / "logs")
+
+
+def waits_for(path: Path) -> list[str]:
+    return ["timeout", "30", "sh", "-c", f"until [ -e {path} ]; do sleep 0.01; done"]
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_stages_with_containers_run_beside_the_others_and_are_shown_in_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    use(
+        monkeypatch,
+        Stage("cheap", "", [["echo", "cheap says"], waits_for(tmp_path / "met"), ["echo", "cheap said"]]),
+        Stage("both", "", [["false"]]),
+        Stage("boxes", "", [["echo", "boxes say"], ["touch", str(tmp_path / "met")]], docker=True),
+        Stage("more", "", [["sh", "-c", "echo more says >&2"]], docker=True),
+    )
+    assert run() == 1
+    out = capfd.readouterr().out
+    shown = [
+        *("=== cheap:", "cheap says", "cheap said", "=== cheap: passed", "=== both:", "=== both: FAILED"),
+        *("=== boxes:", "boxes say", "=== boxes: passed", "=== more:", "more says", "=== more: passed"),
+    ]
+    places = [out.index(text) for text in shown]
+    assert places == sorted(places)
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_containers_never_run_in_two_stages_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    alone = ["sh", "-c", f"mkdir {tmp_path}/one && sleep 0.2 && rmdir {tmp_path}/one"]
+    use(
+        monkeypatch,
+        Stage("cheap", "", [["true"]]),
+        Stage("boxes", "", [alone], docker=True),
+        Stage("more", "", [alone], docker=True),
+    )
+    assert run() == 0
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_interrupt_lets_every_stage_clean_up_and_ends_with_130_and_a_table(
+    tmp_path: Path, lanes: int
+) -> None:
     script = """
 import sys
 from kestrel_stack.lab import stages
-slow = ["bash", "-c", "trap 'echo cleaned up; exit 1' INT; echo started; sleep 300 & wait"]
+lanes, folder = int(sys.argv[1]), stages.Path(sys.argv[2])
+ready = folder / "ready"
+wait = f"until [ -e {ready} ]; do sleep 0.01; done; " if lanes == 2 else ""
+slow = ["bash", "-c", f"trap 'echo cleaned up; exit 1' INT; {wait}echo started; sleep 300 & wait"]
+other = ["bash", "-c", f"trap 'echo cleaned up, too; exit 1' INT; touch {ready}; sleep 300 & wait"]
 chosen = [stages.Stage("good", "", [["true"]]), stages.Stage("slow", "", [slow])]
+chosen += [stages.Stage("boxes", "", [other], docker=True)] * (lanes == 2)
+stages._prepare = lambda chosen, results: False
+stages.LOGS = folder / "logs"
 stages.stages = lambda *, long: chosen
 sys.exit(stages.run(long=False, only=(), list_only=False))
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, str(lanes), str(tmp_path)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -154,5 +197,6 @@ sys.exit(stages.run(long=False, only=(), list_only=False))
             process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 130
     after = seen.partition("started\n")[2]
-    assert "cleaned up" in after
+    assert "cleaned up\n" in after
+    assert ("cleaned up, too" in after) == (lanes == 2)
     assert "good" in after
