@@ -31,7 +31,7 @@ ERROR = b"ERROR\r\n"
 CLIENT_ERROR = b"CLIENT_ERROR\r\n"
 SERVER_ERROR = b"SERVER_ERROR\r\n"
 
-_INTEGER = re.compile(r"[+-]?[0-9]+\Z")
+_INTEGER = re.compile(r"([+-]?)0*([0-9]{1,10})\Z")
 
 
 class HangUp(Exception):  # noqa: N818 (an instruction to the connection, not always an error)
@@ -64,8 +64,9 @@ def integer(text: str) -> int:
     """Return a signed 32-bit integer as Kestrel reads it; anything else is a silent close."""
     if len(text) < 10 and text.isdigit() and text.isascii():
         return int(text)
-    if _INTEGER.match(text):
-        value = int(text)
+    found = _INTEGER.match(text)
+    if found:
+        value = int(found[1] + found[2])
         if -(1 << 31) <= value < 1 << 31:
             return value
     raise HangUp(why=f"not an integer: {text[:40]!r}")

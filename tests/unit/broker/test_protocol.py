@@ -72,7 +72,20 @@ def test_a_line_without_end_is_given_up():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "1.0", "0x1", "1e3", " 1", "+", "2147483648", "-2147483649", "\xb2"]
+    "text",
+    [
+        "",
+        "x",
+        "1.0",
+        "0x1",
+        "1e3",
+        " 1",
+        "+",
+        "2147483648",
+        "-2147483649",
+        "\xb2",
+        pytest.param("9" * 5000, id="long"),
+    ],
 )
 def test_what_is_not_a_32_bit_integer_hangs_up_silently(text):
     with pytest.raises(HangUp) as refusal:
@@ -81,7 +94,15 @@ def test_what_is_not_a_32_bit_integer_hangs_up_silently(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("0", 0), ("-5", -5), ("+5", 5), ("007", 7), ("2147483647", 2147483647)]
+    ("text", "number"),
+    [
+        ("0", 0),
+        ("-5", -5),
+        ("+5", 5),
+        ("007", 7),
+        ("2147483647", 2147483647),
+        pytest.param("0" * 5000 + "7", 7, id="zeros"),
+    ],
 )
 def test_integers_are_read_as_java_reads_them(text, number):
     assert integer(text) == number
