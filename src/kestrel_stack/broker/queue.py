@@ -248,7 +248,8 @@ class Queue:
         """Return how many items must leave before one more fits, all in memory; None if the queue is full."""
         while True:
             leaving, enough = self._overfull_by()
-            if leaving and not self._settings.discard_old_when_full:
+            # What is at the head while this queue's items move elsewhere is on its way, not to be discarded.
+            if leaving and (self._sweeping or not self._settings.discard_old_when_full):
                 return None
             if enough:
                 return leaving

@@ -187,6 +187,20 @@ def test_two_queues_that_expire_to_each_other_do_not_go_round_for_ever(make, clo
     assert sorted(data for queue in queues.values() for data, *_ in held(queue)) == [b"1", b"2"]
 
 
+def test_what_comes_back_meanwhile_pushes_nothing_out(make, clock, queues):
+    """An item that goes may bring one back; the heads that are on their way are not the ones to discard."""
+    queues["q"] = make(find=queues.get, expire_to_queue="dead", max_items=3, discard_old_when_full=True)
+    queues["dead"] = make(name="dead", find=queues.get, expire_to_queue="q")
+    queues["dead"].add(b"back", 1000)
+    queues["q"].add(b"goes", 1000)
+    for data in (b"stays", b"stays too"):
+        queues["q"].add(data)
+    clock.now += 1000
+    queues["q"].drop_expired()
+    assert [data for data, *_ in held(queues["q"])][:2] == [b"stays", b"stays too"]
+    assert sum(queue.discarded for queue in queues.values()) == 0
+
+
 def test_a_queue_that_would_expire_to_itself_keeps_its_items(make, clock, queues):
     queues["q"] = make(find=queues.get, expire_to_queue="q", max_age=1)
     queues["q"].add(b"1")
