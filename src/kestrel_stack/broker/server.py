@@ -65,9 +65,16 @@ class Syncer:
         while self._unsynced:
             await asyncio.sleep(self._period_s)
             journals, self._unsynced = self._unsynced, set()
-            descriptors = [
-                (journal.path, fd) for journal in journals if (fd := journal.duplicate_for_sync()) is not None
-            ]
+            descriptors = []
+            for journal in journals:
+                try:
+                    fd = journal.duplicate_for_sync()
+                except OSError as error:
+                    log.error("%s: cannot sync: %s; trying again", journal.path, error.strerror)
+                    self._unsynced.add(journal)
+                    continue
+                if fd is not None:
+                    descriptors.append((journal.path, fd))
             await asyncio.get_running_loop().run_in_executor(None, _sync_and_close, descriptors)
         self._task = None
 

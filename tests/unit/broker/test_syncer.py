@@ -84,3 +84,26 @@ def test_a_journal_closed_before_its_sync_is_left_alone(tmp_path, synced):
         assert synced == []
 
     asyncio.run(scenario())
+
+
+def test_without_a_free_descriptor_it_is_tried_again(tmp_path, synced, monkeypatch, caplog):
+    full = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+    duplicate = Journal.duplicate_for_sync
+
+    def once(journal):
+        if full:
+            raise full.pop()
+        return duplicate(journal)
+
+    monkeypatch.setattr(Journal, "duplicate_for_sync", once)
+
+    async def scenario():
+        syncer = Syncer(1)
+        journal = opened(tmp_path / "a", syncer)
+        journal.append(b"\x01")
+        await asyncio.wait_for(finished(syncer), 10)
+        assert synced == [journal.path.stat().st_ino]
+        assert f"{journal.path}: cannot sync: Too many open files" in caplog.text
+        journal.close()
+
+    asyncio.run(scenario())
