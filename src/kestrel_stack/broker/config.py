@@ -16,6 +16,13 @@ MAX_NAME = 230
 """Bytes of a queue's name in the configuration: with what is added to it, it must be a file name."""
 
 
+MOST = 10**15
+"""The greatest whole number, which nobody needs: what is made of it must fit into a journal and a timer."""
+
+MOST_SECONDS = 10**11
+"""The greatest age, about 3000 years."""
+
+
 class ConfigError(Exception):
     """The configuration cannot be used; the text is one line that names the key and the fix."""
 
@@ -95,7 +102,7 @@ def load(path: Path) -> Config:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read it: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}") from None
     try:
         return parse(data)
@@ -110,11 +117,11 @@ def parse(data: Any) -> Config:
         if key in given and not (key == "admin_port" and given[key] is None):
             _whole(given, key, least=0, most=65535)
     for key in ("listen_address", "admin_address"):
-        if key in given and not (isinstance(given[key], str) and given[key]):
+        if key in given and not (isinstance(given[key], str) and given[key] and given[key].isprintable()):
             raise ConfigError(f'"{key}" must be an address such as "127.0.0.1"')
     for key in ("queue_path", "status_file"):
         if key in given and not (key == "status_file" and given[key] is None):
-            if not isinstance(given[key], str) or not given[key].startswith("/"):
+            if not isinstance(given[key], str) or not given[key].startswith("/") or "\0" in given[key]:
                 raise ConfigError(f'"{key}" must be an absolute path')
             given[key] = Path(given[key])
     if given.get("status_file") is not None:
@@ -149,7 +156,16 @@ def parse(data: Any) -> Config:
         if target in aliases:
             # Kestrel would make a queue of that name, which no client can read.
             raise ConfigError(f'queue "{name}": "expire_to_queue" {target} is an alias; name a queue')
-    return Config(**given, default=default, queues=own, aliases=aliases)
+    config = Config(**given, default=default, queues=own, aliases=aliases)
+    for settings in (default, *own.values()):
+        target = settings.expire_to_queue
+        if target is not None and config.settings_for(target).expire_to_queue == target:
+            # By inheritance. What expires there would wait at its head for ever, and all else behind it.
+            raise ConfigError(
+                f'"expire_to_queue" {target}: that queue would have itself as its own; give it a block of'
+                ' its own with "expire_to_queue": null'
+            )
+    return config
 
 
 def check_queue_name(name: str) -> None:
@@ -173,6 +189,9 @@ def _aliases(data: Any, queues: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         raise ConfigError('"aliases" must be an object: alias to a list of queue names')
     for name, targets in data.items():
         check_queue_name(name)
+        if "+" in name:
+            # An older queue of this name, as a fanout of one of the targets, would go round for ever.
+            raise ConfigError(f'alias "{name}": a name with + is a fanout; choose another')
         if name in queues:
             raise ConfigError(f'alias "{name}": a queue has this name, too; it could not be reached')
         if not isinstance(targets, list) or not targets or not all(isinstance(to, str) for to in targets):
@@ -212,8 +231,10 @@ def _queue_settings(data: Any, where: str, base: QueueSettings) -> QueueSettings
             _whole(given, "sync_journal_ms", least=0)
         for key in ("max_age", "max_queue_age"):
             age = given.get(key)
-            if age is not None and (isinstance(age, bool) or not isinstance(age, int | float) or age <= 0):
-                raise ConfigError(f'"{key}" must be seconds above 0, or null')
+            if age is not None and (
+                isinstance(age, bool) or not isinstance(age, int | float) or not 0 < age <= MOST_SECONDS
+            ):
+                raise ConfigError(f'"{key}" must be seconds above 0 and up to {MOST_SECONDS}, or null')
         for key in ("discard_old_when_full", "keep_journal", "fanout_only"):
             if not isinstance(given.get(key, False), bool):
                 raise ConfigError(f'"{key}" must be true or false')
@@ -227,8 +248,9 @@ def _queue_settings(data: Any, where: str, base: QueueSettings) -> QueueSettings
     return replace(base, **given)
 
 
-def _whole(given: dict[str, Any], key: str, least: int, most: int | None = None) -> None:
+def _whole(given: dict[str, Any], key: str, least: int, most: int = MOST) -> None:
     value = given[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most and value > most):
-        limits = f"from {least} to {most}" if most else f"of at least {least}"
-        raise ConfigError(f'"{key}" must be a whole number {limits}, not {json.dumps(value)}')
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(
+            f'"{key}" must be a whole number from {least} to {most}, not {json.dumps(value)[:40]}'
+        )

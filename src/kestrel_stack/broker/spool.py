@@ -168,7 +168,7 @@ class Spool:
         queues: dict[str, list[Path]] = {}
         temporaries: list[Path] = []
         with os.scandir(path) as entries:
-            for file in sorted(Path(entry.path) for entry in entries if entry.is_file()):
+            for file in sorted(Path(entry.path) for entry in entries if _is_file(entry)):
                 if "~~" in file.name:
                     temporaries.append(file)
                     continue
@@ -194,9 +194,11 @@ class Spool:
         self._set_sync(journal, settings)
         queue = Queue(name, settings, journal, self._clock, self._find_or_make)
         try:
+            if path.exists() and not path.is_file():  # to open a pipe would be to wait for ever
+                raise SpoolError(f"{path}: it is no regular file; move it out of the folder")
             returned = queue.recover(siblings)
         except OSError as error:
-            raise SpoolError(f"{path}: cannot read the journal: {error.strerror}") from error
+            raise SpoolError(f"{path}: cannot open the journal: {error.strerror}") from error
         except (JournalError, ValueError) as error:
             raise SpoolError(f"{path}: {error}") from error
         if returned:
@@ -329,6 +331,15 @@ class Spool:
 
 def _nobody(journal: Journal) -> None:
     """Sync it at close only."""
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Say whether this is a regular file, or a link to one."""
+    try:
+        return entry.is_file()
+    except OSError as error:
+        log.warning("%s: left alone: %s; move it out of the folder", entry.path, error.strerror)
+        return False
 
 
 def _queue_of(file: Path) -> tuple[str, bool]:

@@ -114,7 +114,7 @@ def test_every_key_of_the_contract_is_taken():
         ({"default": {"maxItems": 1}}, 'unknown key "maxItems" in "default"; known are max_items'),
         ({"default": []}, '"default" must be a JSON object'),
         ({"queues": []}, '"queues" must be an object'),
-        ({"queues": {"a": {"max_items": 0}}}, 'queue "a": "max_items" must be a whole number of at least 1'),
+        ({"queues": {"a": {"max_items": 0}}}, 'queue "a": "max_items" must be a whole number from 1 to'),
         ({"queues": {"a": {"max_age": 0}}}, 'queue "a": "max_age" must be seconds above 0'),
         ({"queues": {"a": {"discard_old_when_full": "no"}}}, '"discard_old_when_full" must be true or false'),
         ({"queues": {"a.b": {}}}, 'queue "a.b": a name must not'),
@@ -125,8 +125,8 @@ def test_every_key_of_the_contract_is_taken():
         ({"status_file": "status"}, '"status_file" must be an absolute path'),
         ({"queue_path": "/q", "status_file": "/q/status"}, '"status_file" must not be in "queue_path"'),
         ({"status_file": "/var/spool/kestrel/status"}, '"status_file" must not be in "queue_path"'),
-        ({"client_timeout_ms": 0}, '"client_timeout_ms" must be a whole number of at least 1'),
-        ({"expiration_timer_ms": 0.5}, '"expiration_timer_ms" must be a whole number of at least 1'),
+        ({"client_timeout_ms": 0}, '"client_timeout_ms" must be a whole number from 1 to'),
+        ({"expiration_timer_ms": 0.5}, '"expiration_timer_ms" must be a whole number from 1 to'),
         ({"default": {"keep_journal": 1}}, '"default": "keep_journal" must be true or false'),
         ({"default": {"fanout_only": None}}, '"default": "fanout_only" must be true or false'),
         ({"default": {"max_queue_age": "1d"}}, '"default": "max_queue_age" must be seconds above 0'),
@@ -141,7 +141,19 @@ def test_every_key_of_the_contract_is_taken():
             {"aliases": {"all": ["a"]}, "queues": {"a": {"expire_to_queue": "all"}}},
             'queue "a": "expire_to_queue" all is an alias',
         ),
+        (
+            {"default": {"expire_to_queue": "old", "max_age": 5}},
+            '"expire_to_queue" old: that queue would have itself as its own; give it a block of its own',
+        ),
+        ({"queues": {"a": {"expire_to_queue": "a+old"}}}, '"expire_to_queue" a+old: that queue would have'),
+        ({"default": {"max_age": float("nan")}}, '"default": "max_age" must be seconds above 0'),
+        ({"default": {"max_queue_age": float("inf")}}, '"default": "max_queue_age" must be seconds above 0'),
+        ({"default": {"max_age": 1e15}}, '"default": "max_age" must be seconds above 0'),
+        ({"sync_journal_ms": 10**30}, '"sync_journal_ms" must be a whole number from 0 to'),
+        ({"queue_path": "/q\0"}, '"queue_path" must be an absolute path'),
+        ({"listen_address": "::1\0"}, '"listen_address" must be an address'),
         ({"aliases": []}, '"aliases" must be an object'),
+        ({"aliases": {"a+b": ["a"]}}, 'alias "a+b": a name with + is a fanout'),
         ({"aliases": {"all": []}}, 'alias "all": must be a list of at least one queue name'),
         ({"aliases": {"all": "a"}}, 'alias "all": must be a list of at least one queue name'),
         ({"aliases": {"all": ["a/b"]}}, 'alias "all": queue "a/b": a name must not'),
@@ -155,6 +167,25 @@ def test_what_is_wrong_is_named(data, named):
         parse(data)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_items_expire_to_may_keep_them(tmp_path):
+    config = parse(
+        {
+            "default": {"expire_to_queue": "old", "max_age": 5},
+            "queues": {"old": {"expire_to_queue": None, "max_age": None}},
+        }
+    )
+    assert config.settings_for("a").expire_to_queue == "old"
+    assert config.settings_for("old") == QueueSettings()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"port": ' + "9" * 5000 + "}"], ids=["deep", "long"])
+def test_what_no_decoder_takes_is_named_too(tmp_path, text):
+    path = tmp_path / "broker.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broker\.json: not JSON: "):
+        load(path)
 
 
 def test_a_file_that_cannot_be_read_or_is_no_json_is_named(tmp_path):

@@ -145,6 +145,18 @@ def test_every_other_name_is_one_and_is_found_again(spool_of, name):
     assert content(spool_of()) == {name: [b"1"]}
 
 
+def test_what_is_no_file_is_no_queue_and_stops_nobody(spool_of, tmp_path):
+    (tmp_path / "spool" / "folder").mkdir()
+    os.mkfifo(tmp_path / "spool" / "pipe")  # whoever opens it waits for ever
+    (tmp_path / "spool" / "loop").symlink_to("loop")
+    spool = spool_of()
+    for name in ("folder", "pipe", "loop"):
+        with pytest.raises(HangUp):
+            spool.get_or_create(name)
+    assert spool.add("a", b"1")
+    assert content(spool) == {"a": [b"1"]}
+
+
 # Aliases
 
 
@@ -250,7 +262,8 @@ def test_the_queue_that_items_expire_to_is_made_with_its_source(spool_of):
     spool = spool_of(queues={"a": {"expire_to_queue": "b"}, "b": {"expire_to_queue": "a"}})
     spool.get_or_create("a")
     assert list(spool.queues) == ["a", "b"]
-    assert list(spool_of(default={"expire_to_queue": "late"}).queues) == ["a", "b", "late"]
+    late = {"default": {"expire_to_queue": "late"}, "queues": {"late": {"expire_to_queue": None}}}
+    assert list(spool_of(**late).queues) == ["a", "b", "late"]
 
 
 # Idle queues
