@@ -428,7 +428,9 @@ def test_what_a_reload_cannot_change_is_named_and_stays(broker):
     assert broker.raw(b"version\r\n") == b"VERSION 2.4.1\r\n"
 
 
-@pytest.mark.parametrize("content", ['{"queues": {"jobs": {"max_itms": 9}}}', "{", ""])
+@pytest.mark.parametrize(
+    "content", ['{"queues": {"jobs": {"max_itms": 9}}}', "{", "", pytest.param("[" * 100_000, id="deep")]
+)
 def test_a_wrong_file_changes_nothing_and_is_in_the_log(tmp_path, content):
     with BrokerProcess(tmp_path, queues={"jobs": {"max_items": 1}}) as broker:
         broker.config_file.write_text(content)
@@ -566,6 +568,16 @@ def test_every_way_to_stop_ends_0_and_keeps_everything(broker, stop):
     assert broker.log.endswith("stopped; every journal is synced and closed\n")
     broker.start()
     assert broker.drain("jobs") == [b"1", b"2", b"3"]
+
+
+def test_a_stop_while_somebody_is_silent_on_the_admin_port_is_an_orderly_one(broker):
+    with socket.create_connection((broker.host, broker.admin_port)) as client:
+        client.sendall(b"GET /ping")
+        assert admin(broker, "/ping")[0] == 200
+        stop_by_sigterm(broker)
+        assert broker.process.wait(20) == 0
+    assert "unexpected error" not in broker.log
+    assert broker.log.endswith("stopped; every journal is synced and closed\n")
 
 
 # The bundle

@@ -98,6 +98,8 @@ class AdminServer:
             writer.write(_response(400, "text/plain", "bad request: its head is too long\n"))
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             writer.transport.abort()  # not a request, or nobody there any more
+        except asyncio.CancelledError:
+            writer.transport.abort()  # the broker stops; passed on, asyncio would log it as an error
         finally:
             self._connections -= 1
             writer.close()
