@@ -175,6 +175,17 @@ def test_the_first_version_of_a_host_that_does_not_start_is_said_to_be_down(host
     assert said["failed"].endswith("; Kestrel is DOWN")
 
 
+def test_a_first_version_that_runs_and_never_answers_is_replaced_by_the_next_run(host):
+    host.add_release("embedded-2-b", MUTE)
+    host.stage(release="embedded-2-b")
+    code, said, _ = host.tool("--start-seconds", "1", "apply")
+    assert code == 1
+    assert "does not answer version" in said["failed"]
+    host.stage()
+    said = host.apply()
+    assert (said["did"], said["release"], said["status"]) == ("restart", "embedded-1-a", "UP")
+
+
 def test_a_reload_that_the_log_does_not_prove_becomes_a_restart(running):
     # A program that cannot read a configuration again.
     deaf = (
