@@ -33,6 +33,10 @@ def server():
                 self.send_response(302)
                 self.send_header("Location", "/good.zip")
                 self.end_headers()
+            elif self.path == "/garbage.zip":
+                self.wfile.write(b"garbage\r\n")
+            elif self.path == "/torn-chunk.zip":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nPK")
             else:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(CONTENT)))
@@ -136,7 +140,12 @@ def test_redirects_are_followed(server, fetch):
 
 @pytest.mark.parametrize(
     ("path", "says", "tries"),
-    [("/gone.zip", "the server answered 404", 1), ("/short.zip", "it ended after", 3)],
+    [
+        ("/gone.zip", "the server answered 404", 1),
+        ("/short.zip", "it ended after", 3),
+        ("/garbage.zip", "garbage", 3),
+        ("/torn-chunk.zip", "IncompleteRead", 3),
+    ],
 )
 def test_what_does_not_come_is_one_line(server, fetch, tmp_path, path, says, tries):
     done = fetch(f"{server.address}{path}")
@@ -153,3 +162,11 @@ def test_a_file_that_is_not_there_is_one_line(fetch):
     done = fetch("/no/such.zip")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "kestrel_archive /no/such.zip: there is no such file on the controller\n"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/a b.zip", "http://[bad/a.zip"])
+def test_what_is_no_url_is_one_line(fetch, url):
+    done = fetch(url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"kestrel_archive {url}: ")
+    assert done.stderr.count("\n") == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import http.client
 import json
 import os
 import sys
@@ -79,12 +80,17 @@ def reason(error: Exception) -> str:
         return f"the server answered {error.code} {error.reason}"
     if isinstance(inner, OSError):
         error = inner
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    # What a server says may have several lines.
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def fetch(archive: str, cache: Path, wanted: dict[str, str], *, check: bool, pause: float) -> dict[str, Any]:
     """Return where the verified archive is, and its pins."""
-    if urllib.parse.urlsplit(archive).scheme not in ("http", "https"):
+    try:
+        scheme = urllib.parse.urlsplit(archive).scheme
+    except ValueError as error:
+        raise FetchError(f"it is no URL: {error}") from None
+    if scheme not in ("http", "https"):
         path = Path(archive).expanduser()
         if not path.is_file():
             raise FetchError("there is no such file on the controller")
@@ -109,8 +115,12 @@ def fetch(archive: str, cache: Path, wanted: dict[str, str], *, check: bool, pau
                 break
             except FetchError:
                 raise
-            except (OSError, ValueError) as error:
-                if attempt == TRIES or getattr(error, "code", None) in FINAL or isinstance(error, ValueError):
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                if (
+                    attempt == TRIES
+                    or getattr(error, "code", None) in FINAL
+                    or isinstance(error, (ValueError, http.client.InvalidURL))
+                ):
                     raise FetchError(
                         f"{reason(error)} (tried {attempt} of {TRIES} times): give another URL,"
                         " or the path of the zip on the controller"
