@@ -322,7 +322,14 @@ def test_links_are_foreign_and_folders_are_not(tmp_path):
     (tmp_path / "nowhere").symlink_to("missing")
     (tmp_path / "journal").symlink_to("/dev/null")
     (tmp_path / "elsewhere").symlink_to(PROBE)
-    assert [name for name, _ in foreign(tmp_path)] == ["elsewhere"]
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "room").symlink_to(tmp_path)
+    assert [name for name, _ in foreign(tmp_path)] == ["elsewhere", "journal", "nowhere", "round"]
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_foreign(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert foreign(tmp_path) == [["pipe", "is no regular file"]]
 
 
 def test_of_the_folders_kestrel_was_seen_with_exactly_the_foreign_files_are_foreign(tmp_path):

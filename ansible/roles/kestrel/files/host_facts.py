@@ -111,6 +111,8 @@ def why_foreign(entry: os.DirEntry[str]) -> str:
         return ""  # a temporary file: never read as a queue
     if entry.is_symlink():
         return "is a link: Kestrel would replace it, and what it points to would stay behind"
+    if not entry.is_file(follow_symlinks=False):
+        return "is no regular file"
     queue, _, rest = name.partition(".")
     if not queue:
         return "has no queue's name before its dot: Kestrel does not start with it"
@@ -170,7 +172,8 @@ def spool_of(path: str, user: str, source: str) -> dict[str, Any]:
                     continue  # every ext4 file system has it; subfolders are no queues
                 found["entries"] += 1
                 found["first"] = [*found["first"], entry.name][:NAMED]
-                if not entry.is_file():
+                # Also a link to one.
+                if Path(entry.path).is_dir():
                     continue
                 try:
                     status = entry.stat(follow_symlinks=False)
