@@ -136,7 +136,7 @@ def test_what_a_start_cuts_off_is_kept_beside_the_journals(name, start_on, tmp_p
         for file, content in before.items()
         if (after := folder_content(tmp_path).get(file, content)) != content and content.startswith(after)
     )
-    kept = tmp_path / "damaged"
+    kept = tmp_path / "damaged~"
     assert sorted(folder_content(kept).values() if kept.exists() else []) == cut
 
 

@@ -36,8 +36,8 @@ __all__ = ["Journal", "JournalError", "fsync_directory", "stamp"]
 
 log = logging.getLogger("kestrel.journal")
 
-DAMAGED = "damaged"
-"""Folder in that of the journals where the ends that were cut off are kept; folders are no queues."""
+DAMAGED = "damaged~"
+"""Folder in that of the journals where the ends that were cut off are kept; no queue can have its name."""
 
 _OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
@@ -144,6 +144,8 @@ class Journal:
                 shutil.copyfileobj(whole, copy)
         except OSError as error:
             log.error("%s: cannot keep what is dropped: %s", kept, error.strerror)
+            with contextlib.suppress(OSError):
+                kept.unlink(missing_ok=True)  # half of it would pass for the whole
         else:
             log.warning("%s: what was dropped of %s from byte %d on", kept, self.path.name, offset)
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from kestrel_stack.broker import journal as journal_module
 from kestrel_stack.broker.config import QueueSettings, parse
 from kestrel_stack.broker.journal import JournalError
 from kestrel_stack.broker.protocol import HangUp
@@ -301,3 +302,26 @@ def test_the_times_of_a_deleted_queue_stay_in_the_servers(spool_of):
     spool.delete("a")
     assert spool.timings == {}
     assert spool.past_timings.set.summary()["count"] == 1
+
+
+# What a start cuts off
+
+
+def test_a_queue_named_like_the_folder_of_what_was_cut_off_is_one_and_nothing_is_lost(spool_of, tmp_path):
+    spool_of().add("damaged", b"1")
+    (tmp_path / "spool/a").write_bytes(b"somebody's file")
+    assert content(spool_of()) == {"a": [], "damaged": [b"1"]}
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "spool"]
+    assert [path.read_bytes() for path in kept] == [b"somebody's file"]
+
+
+def test_half_of_what_is_cut_off_is_not_kept_as_if_it_were_the_whole(spool_of, tmp_path, monkeypatch, caplog):
+    def full(source, target):
+        target.write(source.read(3))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal_module.shutil, "copyfileobj", full)
+    (tmp_path / "spool").joinpath("a").write_bytes(b"somebody's file")
+    spool_of()
+    assert "cannot keep what is dropped: No space left on device" in caplog.text
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a"]
