@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 
 import pytest
 
@@ -94,6 +95,13 @@ def test_a_restart_puts_back_the_status_that_it_found(running, status):
     running.ask(f"status {status}\r\n")
     running.stage(unit="another unit")
     assert running.apply()["status"] == status.upper()
+    assert not (running.root / "var/lib/kestrel/planned-stop").exists()
+
+
+def test_a_pipe_in_place_of_a_note_is_nobodys_note_and_is_not_waited_for(running):
+    os.mkfifo(running.root / "var/lib/kestrel/planned-stop")
+    running.stage(unit="another unit")
+    assert running.apply()["did"] == "restart"
     assert not (running.root / "var/lib/kestrel/planned-stop").exists()
 
 

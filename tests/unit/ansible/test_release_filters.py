@@ -75,12 +75,14 @@ def test_an_archive_is_an_address_or_an_absolute_path(archive):
         ("ftp://mirror/kestrel.zip", "give an http:// or https:// address"),
         ("file:///kestrel.zip", "give an http:// or https:// address"),
         ("https://", "give an http:// or https:// address"),
+        ("https://me:secret@mirror/kestrel.zip", "name or password"),
     ],
 )
 def test_another_archive_is_refused(archive, says):
     (problem,) = filters.archive_problems(archive)
     assert says in problem
     assert "kestrel_archive" in problem
+    assert "secret" not in problem
 
 
 @pytest.mark.parametrize(

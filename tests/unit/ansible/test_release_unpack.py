@@ -48,6 +48,17 @@ def changed(change):
     return buffer.getvalue()
 
 
+def with_spoilt_data():
+    """Return an archive whose directory is whole, and whose first deflated bytes mean nothing."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("kestrel-2.4.1/NOTES", b"text " * 1000)
+    content = bytearray(buffer.getvalue())
+    start = content.index(b"NOTES") + len(b"NOTES")
+    content[start : start + 10] = b"\xff" * 10
+    return bytes(content)
+
+
 def with_entry(name, content=b"x", mode=stat.S_IFREG | 0o644):
     entry = zipfile.ZipInfo(name)
     entry.create_system = 3
@@ -106,8 +117,12 @@ def test_what_an_interrupted_run_left_is_cleared_or_put_back(unpack, root):
         ),
         (b"PK\x03\x04 this is no zip", "cannot be unpacked"),
         (b"", "cannot be unpacked"),
+        (with_spoilt_data(), "cannot be unpacked"),
     ],
-    ids=["up", "absolute", "backslash", "link", "strange", "older", "no-jar", "no-libs", "no-zip", "empty"],
+    ids=[
+        *("up", "absolute", "backslash", "link", "strange", "older"),
+        *("no-jar", "no-libs", "no-zip", "empty", "spoilt"),
+    ],
 )
 @pytest.mark.parametrize("before", [False, True], ids=["fresh", "installed"])
 def test_a_wrong_archive_leaves_everything_as_it_was(unpack, root, tmp_path, content, says, before):

@@ -51,6 +51,11 @@ def archive_problems(archive: Any) -> list[str]:
     if not text.strip():
         return ["kestrel_archive is empty: give the URL of the release's zip, or its path on the controller"]
     if _URL.match(text):
+        if re.match(r"[^/]*//[^/]*@", text):
+            # It would be on the command line, where everybody can read it.
+            return [
+                "kestrel_archive has a name or password in its address: fetch the zip yourself, give its path"
+            ]
         if re.match(r"(?i)https?://[^/]+/.", text):
             return []
         return [f"kestrel_archive {text}: give an http:// or https:// address, or a path on the controller"]
