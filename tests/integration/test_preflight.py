@@ -120,7 +120,8 @@ CASES = {
         {"kestrel_flavor": "release", "kestrel_archive": str(CHECKOUT / "LICENSE")},
         f"kestrel_archive {CHECKOUT / 'LICENSE'}: its SHA-256 is"
         f" {hashlib.sha256((CHECKOUT / 'LICENSE').read_bytes()).hexdigest()},"
-        " not 5d72a301737cc6cc3908483ce73d4bdb6e96521f3f8c96f93b732d740aaea80c: it is not unpacked",
+        " not 5d72a301737cc6cc3908483ce73d4bdb6e96521f3f8c96f93b732d740aaea80c: it is not unpacked"
+        " (if you trust it, put its SHA-256 into kestrel_archive_sha256)",
     ),
     "master": (
         {"kestrel_flavor": "release", "kestrel_release": "master"},

@@ -30,6 +30,7 @@ SILENCE_SECONDS = 30
 TRY_SECONDS = 600
 # What a server that has no such file answers: asking again changes nothing.
 FINAL = (400, 401, 403, 404, 405, 410)
+HINT = " (if you trust it, put its SHA-256 into kestrel_archive_sha256)"
 
 
 class FetchError(Exception):
@@ -96,7 +97,7 @@ def fetch(archive: str, cache: Path, wanted: dict[str, str], *, check: bool, pau
             raise FetchError("there is no such file on the controller")
         found = pins_of(path)
         if wrong := mismatch(found, wanted):
-            raise FetchError(f"{wrong}: it is not unpacked")
+            raise FetchError(f"{wrong}: it is not unpacked{HINT}")
         return {"path": str(path.absolute()), **found}
     # One name for one content, so that hosts with different releases do not meet.
     path = cache / f"kestrel-{(wanted['sha256'] or wanted['blob']).lower()[:16]}.zip"
@@ -128,7 +129,8 @@ def fetch(archive: str, cache: Path, wanted: dict[str, str], *, check: bool, pau
                 time.sleep(pause)
         found = pins_of(part)
         if wrong := mismatch(found, wanted):
-            raise FetchError(f"what came has {part.stat().st_size} bytes and {wrong}: it is not unpacked")
+            size = part.stat().st_size
+            raise FetchError(f"what came has {size} bytes and {wrong}: it is not unpacked{HINT}")
         part.chmod(0o644)
         part.replace(path)
     finally:
