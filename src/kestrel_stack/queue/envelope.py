@@ -29,6 +29,8 @@ MAX_NAME = 100
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _JOB = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SPACE = re.compile(r"[ \t\r\n]*")
+_JSON = json.JSONDecoder()
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
@@ -133,6 +135,25 @@ class ParkedRecord:
         )
 
 
+def again(body: bytes, due_at: int) -> bytes:
+    """Return the envelope in `body` for another try at `due_at` (Unix ms): `attempt` is one higher.
+
+    Everything else keeps its very bytes, so that no number of the data is rounded on its way through a
+    language that does not have it. Raises `InvalidEnvelope` as `Envelope.decode` does, also when `attempt`
+    cannot go any higher.
+    """
+    envelope = Envelope.decode(body)
+    if envelope.attempt >= MAX_ATTEMPT:
+        raise InvalidEnvelope([f"The field 'attempt' is at its limit of {MAX_ATTEMPT}."])
+    return _with(body, {"attempt": envelope.attempt + 1, "due_at": due_at})
+
+
+def afresh(body: bytes) -> bytes:
+    """Return the envelope in `body` for a new first try, due now; raises `InvalidEnvelope` as `again`."""
+    Envelope.decode(body)
+    return _with(body, {"attempt": 1, "due_at": now_ms()})
+
+
 def faults(content: object) -> list[str]:
     """Return a sentence for everything in which `content` breaks the contract of envelopes."""
     if not isinstance(content, dict):
@@ -235,6 +256,27 @@ def _load(body: bytes, error: type[InvalidEnvelope]) -> Any:
         except UnicodeEncodeError:
             raise error(["The item is not JSON: it holds half of a surrogate pair."]) from None
     return content
+
+
+def _with(body: bytes, changes: Mapping[str, int]) -> bytes:
+    """Return the JSON object in `body` with other values for some keys, the rest as it is written there."""
+    text = body.decode("utf-8")
+    fields: dict[str, str] = {}
+    at = text.index("{") + 1
+    while True:
+        key, at = _JSON.raw_decode(text, _SPACE.match(text, at).end())  # type: ignore[union-attr]
+        start = _SPACE.match(text, text.index(":", at) + 1).end()  # type: ignore[union-attr]
+        _, end = _JSON.raw_decode(text, start)
+        fields[key] = text[start:end]
+        at = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+        if text[at] == "}":
+            break
+        at += 1
+    for key, value in changes.items():
+        if not _whole(value, 0, MAX_TIME):
+            raise ValueError(f"{key} cannot be {value!r}")
+        fields[key] = str(value)
+    return ("{" + ",".join(f'"{key}":{value}' for key, value in fields.items()) + "}").encode("utf-8")
 
 
 def _refuse_constant(name: str) -> None:

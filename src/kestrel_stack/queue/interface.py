@@ -15,12 +15,14 @@ from kestrel_stack.queue.servers import Server
 class Reservation:
     """One item in a worker's hands; other workers do not see it until it is given back or lost.
 
-    `ticket` means something only to the queue that made the reservation.
+    `queue` is the server's name of the queue that it came from. `ticket` means something only to the queue
+    that made the reservation.
     """
 
     body: bytes
     server: Server
     ticket: int
+    queue: str
 
 
 class JobQueue(ABC):
@@ -58,6 +60,13 @@ class JobQueue(ABC):
 
         Raises `ReservationLost` when the item will be delivered again (nothing is written), and `QueueFull`,
         `ServerUnavailable` or `ProtocolError` when no server took the record.
+        """
+
+    @abstractmethod
+    def later(self, reservation: Reservation, body: bytes, delay: int) -> None:
+        """Write `body` so that it comes again after `delay` seconds, one of the queue's retry delays.
+
+        The item stays reserved: confirm it with `done` afterwards. Raises as `park` does.
         """
 
     @abstractmethod

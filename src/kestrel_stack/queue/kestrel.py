@@ -20,7 +20,7 @@ from kestrel_stack.queue.servers import Rotation, Server
 DWELL = 10.0
 """Seconds that a worker stays with a server that always has work, while others may be waiting for a visit."""
 WRITE_TIMEOUT = 3.0
-"""Seconds that one server gets to take a parked record; with TERM at hand nobody waits for long."""
+"""Seconds that one server gets to take a record or a retry; with TERM at hand nobody waits for long."""
 
 
 class KestrelQueue(JobQueue):
@@ -84,7 +84,7 @@ class KestrelQueue(JobQueue):
             return None
         self._tickets += 1
         self._held = (self._tickets, reader.connection)
-        return Reservation(body, reader.server, self._tickets)
+        return Reservation(body, reader.server, self._tickets, self.name)
 
     def pause(self) -> float:
         """Return how long to wait before the next `reserve`, in seconds."""
@@ -107,6 +107,13 @@ class KestrelQueue(JobQueue):
 
     def park(self, reservation: Reservation, record: bytes) -> None:
         """Write `record` to the error queue of any server, that of the item first."""
+        self._write(reservation, self.errors, record)
+
+    def later(self, reservation: Reservation, body: bytes, delay: int) -> None:
+        """Write `body` to the delay queue of any server, that of the item first; a mover brings it back."""
+        self._write(reservation, names.retry(self.name, delay), body)
+
+    def _write(self, reservation: Reservation, queue: str, data: bytes) -> None:
         if self.lost(reservation):
             raise ReservationLost(f"The connection to {reservation.server} was lost.")
         usual = self._writer.server if self._writer is not None else reservation.server
@@ -116,7 +123,7 @@ class KestrelQueue(JobQueue):
                 self._drop_writer()
                 self._writer = KestrelClient(server, read_timeout=WRITE_TIMEOUT)
             try:
-                self._writer.set(self.errors, record)
+                self._writer.set(queue, data)
             except (QueueFull, ServerUnavailable, ProtocolError) as exc:
                 failures.append(exc)
             else:
