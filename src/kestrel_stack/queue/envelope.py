@@ -139,17 +139,19 @@ def again(body: bytes, due_at: int) -> bytes:
     """Return the envelope in `body` for another try at `due_at` (Unix ms): `attempt` is one higher.
 
     Everything else keeps its very bytes, so that no number of the data is rounded on its way through a
-    language that does not have it. Raises `InvalidEnvelope` as `Envelope.decode` does, also when `attempt`
-    cannot go any higher.
+    language that does not have it. Raises `InvalidEnvelope` as `Envelope.decode` does, and `InvalidJob` when
+    `attempt` cannot go any higher or `due_at` is not a time.
     """
     envelope = Envelope.decode(body)
     if envelope.attempt >= MAX_ATTEMPT:
-        raise InvalidEnvelope([f"The field 'attempt' is at its limit of {MAX_ATTEMPT}."])
+        raise InvalidJob(f"The field 'attempt' is at its limit of {MAX_ATTEMPT}.")
+    if not _whole(due_at, 0, MAX_TIME):
+        raise InvalidJob("The field 'due_at' is not a time in milliseconds since 1970.")
     return _with(body, {"attempt": envelope.attempt + 1, "due_at": due_at})
 
 
 def afresh(body: bytes) -> bytes:
-    """Return the envelope in `body` for a new first try, due now; raises `InvalidEnvelope` as `again`."""
+    """Return the envelope in `body` for a new first try, due now; raise `InvalidEnvelope` if it is none."""
     Envelope.decode(body)
     return _with(body, {"attempt": 1, "due_at": now_ms()})
 
@@ -272,10 +274,7 @@ def _with(body: bytes, changes: Mapping[str, int]) -> bytes:
         if text[at] == "}":
             break
         at += 1
-    for key, value in changes.items():
-        if not _whole(value, 0, MAX_TIME):
-            raise ValueError(f"{key} cannot be {value!r}")
-        fields[key] = str(value)
+    fields.update((key, str(value)) for key, value in changes.items())
     return ("{" + ",".join(f'"{key}":{value}' for key, value in fields.items()) + "}").encode("utf-8")
 
 

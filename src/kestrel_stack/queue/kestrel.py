@@ -1,4 +1,4 @@
-"""The queue of `kestrel_stack.queue.interface`, kept by Kestrel.
+"""The queues of `kestrel_stack.queue.interface`, kept by Kestrel.
 
 One connection reads: ``get <queue>/t=…/close/open`` confirms the last item and reserves the next.
 Everything that is written goes over a second connection, to another server when one refuses. An item is
@@ -8,14 +8,18 @@ nothing (source: observed on Kestrel 2.4.1).
 
 from __future__ import annotations
 
+import os
+import random
+import re
+import threading
 import time
 from collections.abc import Iterable
 
 from kestrel_stack.queue import names
 from kestrel_stack.queue.client import KestrelClient
 from kestrel_stack.queue.errors import ProtocolError, QueueFull, ReservationLost, ServerUnavailable
-from kestrel_stack.queue.interface import JobQueue, Reservation
-from kestrel_stack.queue.servers import Rotation, Server
+from kestrel_stack.queue.interface import Counts, Descriptions, JobQueue, Queue, Reservation
+from kestrel_stack.queue.servers import Rotation, Server, parse_servers
 
 DWELL = 10.0
 """Seconds that a worker stays with a server that always has work, while others may be waiting for a visit."""
@@ -24,11 +28,21 @@ WRITE_TIMEOUT = 3.0
 
 
 class KestrelQueue(JobQueue):
-    """The queue `name` (as the servers know it) on `servers`; the visits begin at server `start` mod N."""
+    """The queue `name` (as the servers know it) on `servers`; the visits begin at server `start` mod N.
 
-    def __init__(self, name: str, servers: Iterable[Server], start: int = 0, dwell: float = DWELL):
+    `errors` is where `park` writes, by default the queue's error queue.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        servers: Iterable[Server],
+        start: int = 0,
+        dwell: float = DWELL,
+        errors: str | None = None,
+    ):
         self.name = names.check(name)
-        self.errors = names.errors(name)
+        self.errors = names.errors(name) if errors is None else names.check(errors)
         self._servers = tuple(servers)
         self._rotation = Rotation(self._servers, start)
         self._asked = self._rotation.current
@@ -164,3 +178,118 @@ class KestrelQueue(JobQueue):
         if self._writer is not None:
             self._writer.disconnect()
         self._writer = None
+
+
+class KestrelStore(Queue):
+    """The queues of `namespace` on Kestrel `servers`, written as ``host:port,host:port`` or a list."""
+
+    def __init__(self, namespace: str, servers: str | Iterable[str | Server], queues: Descriptions = ()):
+        super().__init__(namespace, queues)
+        self.servers = parse_servers(servers)
+        self._lock = threading.Lock()
+        self._clients: dict[Server, KestrelClient] = {}
+        self._process = os.getpid()
+
+    def worker(self, queue: str, start: int = 0) -> KestrelQueue:
+        """Return `queue` as a worker uses it."""
+        return KestrelQueue(self._name(queue), self.servers, start)
+
+    def parked(self, queue: str) -> KestrelQueue:
+        """Return the error queue of `queue`."""
+        name = names.errors(self._name(queue))
+        return KestrelQueue(name, self.servers, errors=name)
+
+    def count(self, queue: str) -> Counts:
+        """Add up the numbers of all servers. What a mover holds until it is due counts as delayed."""
+        name = self._name(queue)
+        ready = reserved = parked = 0
+        delayed = dict.fromkeys(sorted(self.described(queue).retry_delays), 0)
+        pattern = re.compile(rf"queue_{re.escape(name)}_retry_([1-9][0-9]*)_(?:items|open_transactions)")
+        for server in self.servers:
+            stats = self._stats(server)
+            ready += _number(stats, name, "items")
+            reserved += _number(stats, name, "open_transactions")
+            errors = names.errors(name)
+            parked += _number(stats, errors, "items") + _number(stats, errors, "open_transactions")
+            for key, value in stats.items():
+                if (match := pattern.fullmatch(key)) and value.isdigit():
+                    # Also those that are no longer configured: their items have not gone away.
+                    delayed[int(match[1])] = delayed.get(int(match[1]), 0) + int(value)
+        return Counts(ready, reserved, delayed, parked)
+
+    def peek(self, queue: str) -> bytes | None:
+        """Return the head of the queue on the first server that has one."""
+        name = self._name(queue)
+        for server in self.servers:
+            # Kestrel would make the queue if it were asked for an item of one that does not exist.
+            if _number(self._stats(server), name, "items"):
+                with KestrelClient(server) as client:
+                    body = client.get(name, peek=True)
+                if body is not None:
+                    return body
+        return None
+
+    def parts(self) -> list[Queue]:
+        """Return one object for each server."""
+        if len(self.servers) == 1:
+            return [self]
+        return [KestrelStore(self.namespace, [server], self.queues.values()) for server in self.servers]
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            self._drop_all()
+
+    def _name(self, queue: str) -> str:
+        return names.make(self.namespace, self.described(queue).name)
+
+    def _put(self, name: str, body: bytes, delay: int | None, timeout: float) -> None:
+        if delay is not None:
+            name = names.retry(name, delay)
+        # Each server is tried once, in random order, so that producers spread over the servers.
+        servers = random.sample(self.servers, len(self.servers))
+        deadline = time.monotonic() + timeout
+        failures: list[Exception] = []
+        if not self._lock.acquire(timeout=timeout):
+            raise ServerUnavailable(f"Not enqueued: other threads are enqueueing since {timeout:g} s.")
+        try:
+            for number, server in enumerate(servers):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    failures.append(ServerUnavailable(f"{server} was not tried: no time was left."))
+                    continue
+                # The time left is shared, so that one silent server does not use up what the others need.
+                try:
+                    self._client(server, left / (len(servers) - number)).set(name, body)
+                except (QueueFull, ServerUnavailable, ProtocolError) as exc:
+                    failures.append(exc)
+                else:
+                    return
+        finally:
+            self._lock.release()
+        said = " ".join(map(str, failures))
+        if all(isinstance(failure, QueueFull) for failure in failures):
+            raise QueueFull(f"Not enqueued: {said}")
+        raise ServerUnavailable(f"Not enqueued: {said}")
+
+    def _client(self, server: Server, seconds: float) -> KestrelClient:
+        if self._process != os.getpid():
+            # After a fork both processes would write into the same connections.
+            self._drop_all()
+            self._process = os.getpid()
+        client = self._clients.setdefault(server, KestrelClient(server))
+        client.limit(connect=seconds / 2, read=seconds / 2)
+        return client
+
+    def _drop_all(self) -> None:
+        for client in self._clients.values():
+            client.disconnect()
+        self._clients.clear()
+
+    def _stats(self, server: Server) -> dict[str, str]:
+        with KestrelClient(server) as client:
+            return client.stats()
+
+
+def _number(stats: dict[str, str], name: str, key: str) -> int:
+    return int(stats.get(f"queue_{name}_{key}", 0))
