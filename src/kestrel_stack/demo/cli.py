@@ -63,16 +63,15 @@ def run(given: argparse.Namespace) -> int:
     if given.png.is_dir():
         raise DemoError(f"--png {given.png} is a folder; name a file")
     scale = outage.QUICK if given.quick else outage.FULL
-    speak = ["python"] if given.no_php else outage.languages()
+    no_php = "--no-php" if given.no_php else outage.no_php()
+    speak = ["python"] if no_php else ["python", "php"]
     screen = Screen()
     with _folder() as folder, Stage(folder, clean_environment()) as stage:
         story = outage.Story(stage, scale, speak, screen.say, screen.tick)
         story.set_up()
         print(f"Running: {', '.join(stage.names)}", flush=True)
-        if "php" not in speak:
-            print(
-                "No PHP workers: " + ("--no-php" if given.no_php else "php-cli is not installed"), flush=True
-            )
+        if no_php:
+            print(f"No PHP workers: {no_php}", flush=True)
         found = asyncio.run(story.run())
         screen.clear()
     print(f"\n{report.tables(found)}\n")

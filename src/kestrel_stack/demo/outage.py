@@ -55,14 +55,16 @@ Tick = Callable[[float, Sample, int], None]
 """Called with seconds since the first visitor, the queues, and how many visitors are waiting."""
 
 
-def languages() -> list[str]:
-    """Return the languages whose workers can run here: Python always, PHP where it is installed."""
+def no_php() -> str | None:
+    """Return why PHP workers cannot run here; None when they can."""
+    if not (PHP / "bin" / "consumer").exists():
+        return f"there is no {PHP / 'bin' / 'consumer'}; run the demo in a checkout"
     php = shutil.which("php")
-    if php is None or not (PHP / "bin" / "consumer").exists():
-        return ["python"]
-    test = " && ".join(f"extension_loaded('{name}')" for name in PHP_EXTENSIONS)
-    found = subprocess.run([php, "-r", f"exit({test} ? 0 : 1);"], capture_output=True, check=False)
-    return ["python", "php"] if found.returncode == 0 else ["python"]
+    if php is None:
+        return "php is not installed (apt-get install php-cli php-sqlite3)"
+    listed = subprocess.run([php, "-m"], capture_output=True, check=False, text=True).stdout.lower().split()
+    missing = [name for name in PHP_EXTENSIONS if name not in listed]
+    return f"this php has no {', '.join(missing)} (apt-get install php-cli php-sqlite3)" if missing else None
 
 
 class Story:
@@ -204,7 +206,9 @@ class Story:
 
     async def _sample(self, visitors: Visitors) -> None:
         """Look at the queues and the processes, again and again."""
-        with Queue.open(f"kestrel://127.0.0.1:{self._ports['broker']}/{NAMESPACE}") as queue:
+        settings = self._settings()
+        url = f"kestrel://127.0.0.1:{self._ports['broker']}/{NAMESPACE}"
+        with Queue.open(url, queues=settings["queues"]) as queue:
             while True:
                 self._stage.check()
                 at = visitors.now

@@ -74,15 +74,15 @@ class Outage:
         return max(0, missing - self.left - self.parked)
 
     def faults(self) -> list[str]:
-        """Return a sentence for everything in which the queue did not keep its promise."""
+        """Return everything in which the queue did not keep its promise, with its count."""
         checks = [
-            (self.orders - len(self.accepted("queued")), "orders could not be enqueued"),
-            (self.left, "jobs were not done in time"),
-            (self.parked, "jobs were parked"),
-            (self.jobs_lost, "jobs were lost"),
-            (self.doubled("queued"), "orders arrived twice"),
+            ("orders not enqueued", self.orders - len(self.accepted("queued"))),
+            ("jobs not done in time", self.left),
+            ("jobs parked", self.parked),
+            ("jobs lost", self.jobs_lost),
+            ("orders doubled", self.doubled("queued")),
         ]
-        return [f"{count} {what}" for count, what in checks if count]
+        return [f"{what}: {count}" for what, count in checks if count]
 
     def phase(self, way: str, down: bool) -> list[Visit]:
         """Return the visits of a way that the outage touched, or those that it did not."""
@@ -141,9 +141,7 @@ def tables(outage: Outage) -> str:
         [
             [
                 f"{', '.join(outage.workers)}",
-                *map(
-                    str, (outage.enqueued, ended["done"], ended["retried"], outage.parked, outage.jobs_lost)
-                ),
+                *map(str, (outage.enqueued, ended["done"], ended["retry"], outage.parked, outage.jobs_lost)),
             ]
         ],
     )
