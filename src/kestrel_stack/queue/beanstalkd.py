@@ -65,7 +65,6 @@ class Connection:
         except (greenstalk.NotFoundError, greenstalk.TimedOutError):
             raise
         except greenstalk.JobTooBigError:
-            # The server still reads the item's bytes and answers; nobody waits for that.
             self.drop()
             raise QueueFull(f"{self.server} refused the item: it is larger than the server allows.") from None
         except (greenstalk.DrainingError, greenstalk.OutOfMemoryError, greenstalk.BuriedError) as exc:
@@ -75,7 +74,7 @@ class Connection:
             self.drop()
             said = "timed out" if isinstance(exc, TimeoutError) else exc.strerror or exc
             raise ServerUnavailable(f"{self.server} gave no answer: {said}.") from None
-        except (greenstalk.Error, ValueError) as exc:
+        except (greenstalk.Error, ValueError, AssertionError) as exc:
             self.drop()
             raise ProtocolError(
                 f"{self.server} answered what was not expected: {type(exc).__name__}."
@@ -87,10 +86,17 @@ class Connection:
     def put(self, tube: str, body: bytes, delay: int, ttr: int, timeout: float) -> None:
         """Put `body` into `tube`."""
         with self.client(timeout) as client:
-            if self._used != tube:
-                client.use(tube)
-                self._used = tube
+            self._use(tube)
             client.put(body, priority=PRIORITY, delay=delay, ttr=ttr)
+
+    def peek(self, tube: str) -> bytes | None:
+        """Return the item of `tube` that is next; None when there is none."""
+        try:
+            with self.client() as client:
+                self._use(tube)
+                return client.peek_ready().body
+        except self._greenstalk.NotFoundError:
+            return None
 
     def connected(self) -> bool:
         """Say whether the connection stands: beanstalkd says nothing by itself, except that it has ended."""
@@ -114,6 +120,11 @@ class Connection:
         if self._socket is not None:
             self._socket.close()
         self._socket = self._client = self._used = None
+
+    def _use(self, tube: str) -> None:
+        if self._used != tube:
+            self._client.use(tube)
+            self._used = tube
 
     def _connect(self, timeout: float) -> None:
         try:
@@ -154,7 +165,7 @@ class BeanstalkdQueue(JobQueue):
         return 1
 
     def reserve(self, wait: float, done: Reservation | None = None) -> Reservation | None:
-        """Confirm `done` and reserve the next item; beanstalkd knows whole seconds, so `wait` is rounded up."""
+        """Confirm `done` and reserve the next item. `wait` is rounded up: beanstalkd knows whole seconds."""
         if done is not None:
             self.done(done)
         self._held = None
@@ -263,13 +274,8 @@ class BeanstalkdStore(Queue):
 
     def peek(self, queue: str) -> bytes | None:
         """Return the head of the queue's own tube."""
-        with self._locked(READ_TIMEOUT) as connection, contextlib.suppress(_greenstalk().NotFoundError):
-            # Peeking looks into the tube that is used.
-            with connection.client() as client:
-                connection._used = None
-                client.use(self._name(queue))
-                return client.peek_ready().body
-        return None
+        with self._locked(READ_TIMEOUT) as connection:
+            return connection.peek(self._name(queue))
 
     def close(self) -> None:
         """Close the connection."""

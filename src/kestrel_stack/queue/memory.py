@@ -91,7 +91,7 @@ class MemoryQueue(JobQueue):
             return self._held
 
     def pause(self) -> float:
-        """A memory is never away."""
+        """Return 0: a memory is never away."""
         return 0.0
 
     def done(self, reservation: Reservation) -> None:
