@@ -20,20 +20,23 @@ def program() -> str:
         return found
     unpacked = UNPACKED / "usr/bin/beanstalkd"
     if not unpacked.exists():
-        unpack("beanstalkd", UNPACKED)
+        unpack(["beanstalkd"], UNPACKED)
     return str(unpacked)
 
 
-def unpack(package: str, folder: Path) -> None:
-    """Unpack a Debian package into `folder`, without running its scripts: it starts no service."""
+def unpack(packages: list[str], folder: Path) -> None:
+    """Unpack Debian packages into `folder`, without running their scripts: that starts no service."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        for command in (["apt-get", "download", package], ["sh", "-c", "dpkg -x ./*.deb unpacked"]):
+        for command in (
+            ["apt-get", "download", *packages],
+            ["sh", "-ec", 'for package in *.deb; do dpkg -x "$package" unpacked; done'],
+        ):
             run = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=120)
             if run.returncode:
                 raise RuntimeError(
-                    f"there is no {package} on PATH, and {' '.join(command)} failed: {run.stderr.strip()}; "
-                    f"install Debian's package {package}, or run apt-get update"
+                    f"there is no {packages[0]} on PATH, and {' '.join(command)} failed: "
+                    f"{run.stderr.strip()}; install Debian's package {packages[0]}, or run apt-get update"
                 )
         # A rename is all or nothing, when two test runs come here at once.
         try:

@@ -1,4 +1,4 @@
-"""What an application imports: the producer, the settings, and the errors they raise.
+"""What an application imports: the producer, the queues below it, and the errors they raise.
 
 ::
 
@@ -13,22 +13,27 @@ from kestrel_stack.queue.errors import (
     InvalidEnvelope,
     InvalidJob,
     InvalidQueueName,
+    InvalidServer,
     ProtocolError,
     QueueError,
     QueueFull,
     ServerUnavailable,
     SettingsError,
 )
+from kestrel_stack.queue.interface import Counts, Queue
 from kestrel_stack.queue.producer import Producer
 
 __all__ = [
+    "Counts",
     "Envelope",
     "InvalidEnvelope",
     "InvalidJob",
     "InvalidQueueName",
+    "InvalidServer",
     "ParkedRecord",
     "Producer",
     "ProtocolError",
+    "Queue",
     "QueueError",
     "QueueFull",
     "ServerUnavailable",
