@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,29 +21,38 @@ class CommandLine:
 
     def __init__(self, stage):
         self.stage = stage
-        self.config = Path(stage.app.folder / "settings.json")
 
-    def fill(self, text: str) -> str:
+    def config(self, case: dict) -> Path:
+        return self.stage.app.folder / f"settings{case.get('number', '')}.json"
+
+    def fill(self, text: str, case: dict) -> str:
         (other,) = {*LANGUAGES} - {self.stage.language}
         for name, value in (
             ("app", APPLICATIONS[self.stage.language]),
             ("servers", self.stage.broker.address),
-            ("config", str(self.config)),
+            ("config", str(self.config(case))),
             ("language", self.stage.language),
             ("other", other),
         ):
             text = text.replace(f"{{{name}}}", value)
         return text
 
+    def run_all(self, part: str) -> list[tuple[dict, subprocess.CompletedProcess]]:
+        """Run every case of a part, some at a time."""
+        found = [{**case, "number": number} for number, case in enumerate(cases("cli.json", part))]
+        with ThreadPoolExecutor(4) as pool:
+            return list(zip(found, pool.map(self.run, found), strict=True))
+
     def run(self, case: dict) -> subprocess.CompletedProcess:
+        config = self.config(case)
         if "config" in case:
             content = case["config"]
-            self.config.write_text(
-                content if isinstance(content, str) else self.fill(json.dumps(content, indent=1))
+            config.write_text(
+                content if isinstance(content, str) else self.fill(json.dumps(content, indent=1), case)
             )
-        environ = {key: self.fill(value) for key, value in case.get("environ", {}).items()}
+        environ = {key: self.fill(value, case) for key, value in case.get("environ", {}).items()}
         return subprocess.run(
-            [*consumer(self.stage.language), *map(self.fill, case["arguments"])],
+            [*consumer(self.stage.language), *(self.fill(text, case) for text in case["arguments"])],
             cwd=self.stage.app.folder,
             env=clean_environment(self.stage.app, environ),
             capture_output=True,
@@ -59,18 +69,16 @@ def command_line(stage):
 
 def test_wrong_flags_and_settings_end_with_one_line_and_78_and_nothing_is_taken(command_line):
     command_line.stage.send("Note")
-    for case in cases("cli.json", "refused"):
-        result = command_line.run(case)
+    for case, result in command_line.run_all("refused"):
         assert (result.returncode, result.stdout) == (78, ""), (case["name"], result.stderr)
         assert re.fullmatch("consumer: [^\n]+\n", result.stderr), (case["name"], result.stderr)
-        missing = [said for said in map(command_line.fill, case["said"]) if said not in result.stderr]
+        missing = [said for said in case["said"] if command_line.fill(said, case) not in result.stderr]
         assert not missing, (case["name"], missing, result.stderr)
     assert command_line.stage.count() == 1
 
 
 def test_flags_environment_and_settings_say_the_same_in_every_language(command_line):
-    for case in cases("cli.json", "accepted"):
-        result = command_line.run(case)
+    for case, result in command_line.run_all("accepted"):
         assert result.returncode == 0, (case["name"], result.stderr)
         begins = json.loads(result.stderr.splitlines()[0])
         assert begins["event"] == "worker begins"
