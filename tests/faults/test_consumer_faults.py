@@ -57,11 +57,31 @@ def test_a_killed_worker_takes_its_child_along_and_its_job_goes_to_another(app, 
     assert broker.drain(ERRORS) == []
 
 
-def test_a_killed_child_gets_its_job_parked_and_a_new_child_goes_on(app, broker):
+def test_a_job_whose_child_is_killed_is_run_once_more_at_once_in_a_new_child(app, broker):
     with producer(broker) as send, WorkerProcess(app, broker.address) as worker:
         job = send.enqueue("Wait", queue="work")
         app.wait_for("begun")
-        os.kill(worker.child, signal.SIGKILL)
+        first = worker.child
+        os.kill(first, signal.SIGKILL)
+        app.wait_for("begun", 2)
+        assert worker.child != first
+        assert open_reads(broker) == 1
+        app.go()
+        app.wait_for("done")
+        wait_until(lambda: settled(broker), "the acknowledgement")
+        assert worker.end(signal.SIGTERM) == 0
+    assert app.noted("begun") == [job, job]
+    assert app.noted("done") == [job]
+    assert worker.log.count(f" id={job} tenant=acme attempt=1 wait_ms=") == 1
+    assert broker.drain(ERRORS) == []
+
+
+def test_a_job_whose_child_is_killed_twice_is_parked_and_a_new_child_goes_on(app, broker):
+    with producer(broker) as send, WorkerProcess(app, broker.address) as worker:
+        job = send.enqueue("Wait", queue="work")
+        for times in (1, 2):
+            app.wait_for("begun", times)
+            os.kill(worker.child, signal.SIGKILL)
         (record,) = parked(broker)
         assert record.reason == "The process that ran the job died: it was killed by SIGKILL."
         assert json.loads(record.body)["id"] == job
@@ -160,8 +180,8 @@ def test_a_job_that_fails_after_its_connection_was_lost_is_parked_once(app, brok
         worker.wait_for("connection lost while the job runs")
         broker.start()
         app.go()
-        worker.wait_for("not parked: the job will be delivered again")
-        worker.wait_for("info parked")
+        worker.wait_for("outcome=lost")
+        worker.wait_for("outcome=parked")
         wait_until(lambda: settled(broker), "the acknowledgement")
         assert worker.end(signal.SIGTERM) == 0
     assert len(parked(broker)) == 1

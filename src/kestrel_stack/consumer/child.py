@@ -11,6 +11,8 @@ import ctypes
 import faulthandler
 import importlib
 import inspect
+import json
+import math
 import os
 import resource
 import signal
@@ -18,6 +20,8 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,11 +29,14 @@ from typing import Any
 from kestrel_stack.consumer import frames
 from kestrel_stack.consumer.log import Log
 from kestrel_stack.consumer.registry import Context, Registry
-from kestrel_stack.queue.envelope import Envelope, clean_text
+from kestrel_stack.consumer.retry import Park, Retry
+from kestrel_stack.queue.envelope import clean_text
 
 MAX_STACK = 16 * 1024
 MAX_MESSAGE = 4 * 1024
 """Longest stack and message of an error that is reported, in characters."""
+MAX_TEXT = 64 * 1024
+"""Longest text that a job logs in one field, in characters; the rest is cut off."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -65,13 +72,13 @@ class Pipe:
             self._waiting += self._decoder.feed(data)
         return self._waiting.pop(0)
 
-    def log(self, level: str, event: str, fields: dict[str, object]) -> None:
-        """Pass a log line to the parent; a forked copy, which has no pipe, prints it."""
-        texts = {str(key): _text(content) for key, content in fields.items() if content is not None}
+    def log(self, job: Mapping[str, object], level: str, event: str, fields: dict[str, object]) -> None:
+        """Pass a line of `job` to the parent; a forked copy, which has no pipe, prints it."""
+        plain = {_cut(key): _plain(content) for key, content in fields.items() if content is not None}
         try:
-            self.send({"type": "log", "level": level, "event": _text(event), "fields": texts})
+            self.send({"type": "log", "of": job, "level": level, "event": _cut(event), "fields": plain})
         except OSError:
-            print(level, event, texts, file=sys.stderr)  # noqa: T201
+            print(level, event, plain, file=sys.stderr)  # noqa: T201
 
 
 def main(arguments: list[str]) -> int:
@@ -89,13 +96,15 @@ def main(arguments: list[str]) -> int:
     process = os.getpid()
     while (message := pipe.receive()) is not None:
         head, body = message
-        answer = run(registry, body, pipe)
+        answer = run(registry, head, body, pipe)
         if os.getpid() != process:
             # The job forked and its copy came back here: it must not go on as if it were the worker's child.
             _flush()
             os._exit(0)
         _flush()
-        pipe.send({"type": "result", "number": head["number"], "memory": memory(), **answer})
+        if head.get("memory"):
+            answer["memory"] = memory()
+        pipe.send({"type": "result", "number": head["number"], **answer})
     return 0
 
 
@@ -119,34 +128,70 @@ def load(app: str) -> tuple[Registry | None, dict[str, str]]:
     return found, {}
 
 
-def run(registry: Registry, body: bytes, pipe: Pipe) -> dict[str, Any]:
-    """Do the job in `body`; return what the parent must know about its end."""
-    envelope = Envelope.decode(body)
-    function = registry.get(envelope.job)
+def run(registry: Registry, head: Mapping[str, Any], body: bytes, pipe: Pipe) -> dict[str, Any]:
+    """Do the job in `body`, an envelope that the parent has checked; return what it must know of the end."""
+    job = json.loads(body)
+    function = registry.get(job["job"])
     if function is None:
         return {"outcome": "unknown", "known": registry.names}
+    of = {
+        "queue": head["queue"],
+        "job": job["job"],
+        "id": job["id"],
+        "tenant": job["tenant"],
+        "attempt": int(job["attempt"]),
+    }
     context = Context(
-        job=envelope.job,
-        id=envelope.id,
-        tenant=envelope.tenant,
-        attempt=envelope.attempt,
-        enqueued_at=envelope.enqueued_at,
-        trace=envelope.trace,
+        job=job["job"],
+        id=job["id"],
+        tenant=job["tenant"],
+        attempt=int(job["attempt"]),
+        enqueued_at=int(job["enqueued_at"]),
+        trace=job.get("trace"),
         environment=os.environ.get("KESTREL_STACK_ENVIRONMENT"),
         release=os.environ.get("KESTREL_STACK_RELEASE"),
-        log=Log(pipe.log, {"job": envelope.job, "id": envelope.id, "tenant": envelope.tenant}),
+        log=Log(partial(pipe.log, of)),
+        queue=head["queue"],
     )
+    entered = False
+    raised: BaseException | None = None
     try:
-        returned = function(envelope.data, context)
-        if inspect.isawaitable(returned) or inspect.isgenerator(returned):
-            raise TypeError(f"the job returned a {type(returned).__name__}, which nobody would run")
+        with contextlib.ExitStack() as stack:
+            for around in registry.arounds:
+                stack.enter_context(around(context))
+            entered = True
+            try:
+                returned = function(job["data"], context)
+                if inspect.isawaitable(returned) or inspect.isgenerator(returned):
+                    raise TypeError(f"the job returned a {type(returned).__name__}, which nobody would run")
+            except BaseException as exc:
+                raised = exc
+                raise
+        if raised is not None:  # suppressed by what is around it, which must not make a failure a success
+            raise raised
     except BaseException as exc:  # also sys.exit() in a job ends the job only
-        trace = exc.__traceback__.tb_next if exc.__traceback__ else None
-        return {
-            "outcome": "failed",
-            "error": {"class": _class(exc), "message": _message(exc), "stack": _stack(exc, trace)},
-        }
+        answer = failure(exc)
+        if entered and exc is not raised:
+            # Clearing failed: what was set for this tenant must not be there for the next one.
+            answer["replace"] = True
+        return answer
     return {"outcome": "done"}
+
+
+def failure(exc: BaseException) -> dict[str, Any]:
+    """Return what the parent must know of a job that ended with `exc`."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    answer: dict[str, Any] = {
+        "outcome": "failed",
+        "error": {"class": _class(exc), "message": _message(exc), "stack": _stack(exc, trace)},
+    }
+    if isinstance(exc, Park):
+        answer |= {"asks": "park", "reason": _text(exc.reason)[:MAX_MESSAGE]}
+    elif isinstance(exc, Retry):
+        answer |= {"asks": "retry", "delay": _plain(exc.delay)}
+    return answer
 
 
 def memory() -> int:
@@ -211,6 +256,21 @@ def _text(content: object) -> str:
         return clean_text(str(content))
     except Exception:
         return f"<{type(content).__name__}>"
+
+
+def _cut(content: object) -> str:
+    text = _text(content)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def _plain(content: object) -> object:
+    """Return `content` as it is when JSON and every reader of it keep it, otherwise as text."""
+    kind = type(content)
+    if content is None or kind is bool or (kind is int and abs(content) < 2**63):  # type: ignore[arg-type]
+        return content
+    if kind is float and math.isfinite(content):  # type: ignore[arg-type]
+        return content
+    return _cut(content)
 
 
 def _last_line_outside_of_import(trace: TracebackType | None) -> str:

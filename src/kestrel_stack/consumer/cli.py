@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from kestrel_stack.consumer.log import Log, write_lines
+from kestrel_stack.consumer.log import Log, Writer
+from kestrel_stack.consumer.priority import PriorityQueue
 from kestrel_stack.consumer.runner import Runner, UnusableApp
 from kestrel_stack.consumer.signals import Signals
-from kestrel_stack.consumer.worker import Limits, Worker
+from kestrel_stack.consumer.worker import Limits, Rules, Worker
 from kestrel_stack.queue import names, settings
 from kestrel_stack.queue.errors import QueueError, SettingsError
+from kestrel_stack.queue.interface import JobQueue
 from kestrel_stack.queue.kestrel import KestrelQueue
 from kestrel_stack.queue.servers import Server, parse_servers
 from kestrel_stack.queue.settings import QueueSettings, Settings
@@ -37,15 +39,24 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a worker needs to know, from flags, environment and settings file."""
+    """Everything a worker needs to know, from flags, environment and settings file.
 
-    queue: str
+    `rules` are by the queue's name on the server; the first queue comes before the others.
+    """
+
+    rules: Mapping[str, Rules]
     app: str
     servers: tuple[Server, ...]
     environment: str | None
     limits: Limits
     start: int
     debug: bool
+    log_file: str | None = None
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues' names on the server, the first before the others."""
+        return tuple(self.rules)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,11 +74,18 @@ def parser() -> argparse.ArgumentParser:
         description="Take jobs from a queue and run the application's functions for them.",
         epilog="Signals: TERM finishes the job in hand and ends; HUP replaces the process that runs jobs "
         "after the job in hand; USR1 reopens logs. "
-        "Exit status: 0 done; 78 wrong flags, settings or application.",
+        "Exit status: 0 done; 78 wrong flags, settings or application. "
+        "The log is one JSON object a line; one line, with the event job, for each job.",
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("--queue", required=True, help="the queue's name in the settings file, for example hello_world")
+    add(
+        *("--queue",),
+        required=True,
+        metavar="NAME[,NAME…]",
+        help="the queue's name in the settings file, for example hello_world; of several, a job of the "
+        "first is taken before any of the others (default: after a queue come those in its 'also')",
+    )
     add("--app", required=True, metavar="MODULE:REGISTRY", help="for example shop.jobs:registry")
     add("--config", metavar="FILE", help="settings file (default: the only one in /etc/kestrel-stack)")
     add("--servers", metavar="HOST:PORT,…", help="queue servers, instead of those in the settings file")
@@ -76,9 +94,14 @@ def parser() -> argparse.ArgumentParser:
     add("--max-jobs", type=_count, metavar="N", help="end after so many jobs")
     add("--max-memory", type=_count, metavar="MB", help="replace the process that runs jobs above this size")
     add("--max-time", type=_seconds, metavar="S", help="end after so many seconds")
-    add("--job-timeout", type=_seconds, metavar="S", help="kill and park a job that takes longer")
+    add("--job-timeout", type=_seconds, metavar="S", help="kill a job that takes longer; it has failed")
     add("--rate", type=_rate, metavar="N/s", help="start at most so many jobs per second")
-    add("--debug", action="store_true", help="log every action")
+    add("--debug", action="store_true", help="log every action, as text")
+    add(
+        "--log-file",
+        metavar="FILE",
+        help="log to the end of this file instead of stderr; USR1 opens it again",
+    )
     add("--once", action="store_true", help="do one job if there is one, and end")
     add("--min-uptime", type=float, default=MIN_UPTIME, help=argparse.SUPPRESS)
     return made
@@ -90,29 +113,50 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
     if not _APP.fullmatch(given.app):
         raise UsageError(f"--app {given.app!r} is not MODULE:REGISTRY, for example shop.jobs:registry")
     found = _settings(given, environ)
-    queue = QueueSettings(given.queue) if found is None else found.queue(given.queue)
-    if queue.language != "python":
-        raise UsageError(f"the queue {queue.name} is for {queue.language} workers, not for Python")
+    queues = _queues(given.queue, found)
     namespace = given.namespace or (found.namespace if found else environ.get("KESTREL_STACK_NAMESPACE"))
     servers = given.servers or (found.servers if found else environ.get("KESTREL_STACK_SERVERS"))
     environment = given.env or (found.environment if found else environ.get("KESTREL_STACK_ENVIRONMENT"))
+    first = queues[0]
     return Plan(
-        queue=names.make(namespace, queue.name),
+        rules={
+            names.make(namespace, queue.name): Rules(
+                given.job_timeout or queue.job_timeout, queue.retry_delays
+            )
+            for queue in queues
+        },
         app=given.app,
         servers=parse_servers(servers),
         environment=environment,
         limits=Limits(
-            job_timeout=given.job_timeout or queue.job_timeout,
-            jobs=given.max_jobs or queue.max_jobs,
-            time=given.max_time,
-            memory=given.max_memory and given.max_memory * 1_000_000,
-            rate=given.rate or queue.rate_limit,
+            jobs=given.max_jobs or first.max_jobs,
+            time=given.max_time or first.max_time,
+            memory=given.max_memory * 1_000_000 if given.max_memory else first.max_memory,
+            rate=given.rate or first.rate_limit,
             min_uptime=given.min_uptime,
             once=given.once,
         ),
         start=process_number(environ),
         debug=given.debug,
+        log_file=given.log_file,
     )
+
+
+def _queues(text: str, found: Settings | None) -> list[QueueSettings]:
+    """Return the queues to work on, by priority."""
+    wanted = text.split(",")
+    if found is None:
+        queues = [QueueSettings(name) for name in wanted]
+    else:
+        queues = [found.queue(name) for name in wanted]
+        if len(queues) == 1:
+            queues += [found.queue(name) for name in queues[0].also]
+    for queue in queues:
+        if queue.language != "python":
+            raise UsageError(f"the queue {queue.name} is for {queue.language} workers, not for Python")
+        if queues.count(queue) > 1:
+            raise UsageError(f"--queue names {queue.name} twice")
+    return queues
 
 
 def process_number(environ: Mapping[str, str]) -> int:
@@ -130,18 +174,24 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     except (UsageError, QueueError) as exc:
         print(f"consumer: {exc}", file=sys.stderr)
         return _unusable(started, environ)
-    log = Log(write_lines(planned.debug))
+    try:
+        writer = Writer(planned.debug, file=planned.log_file)
+    except OSError as exc:
+        print(f"consumer: --log-file {planned.log_file}: {exc.strerror}", file=sys.stderr)
+        return _unusable(started, environ)
+    log = Log(writer)
     signals = Signals()
     signals.install()
     for_child = dict(environ)
     if planned.environment:
         for_child["KESTREL_STACK_ENVIRONMENT"] = planned.environment
     runner = Runner(planned.app, log, signals, for_child)
-    queue = KestrelQueue(planned.queue, planned.servers, planned.start)
-    worker = Worker(queue, runner, signals, log, planned.limits, started)
+    queues = [KestrelQueue(name, planned.servers, planned.start) for name in planned.queues]
+    queue: JobQueue = queues[0] if len(queues) == 1 else PriorityQueue(queues)
+    worker = Worker(queue, planned.rules, runner, signals, writer, planned.limits, started)
     log.info(
         "worker begins",
-        queue=planned.queue,
+        queue=queue.name,
         app=planned.app,
         servers=",".join(map(str, planned.servers)),
         environment=planned.environment,

@@ -7,6 +7,7 @@ printing.
 from __future__ import annotations
 
 import os
+import select
 
 from kestrel_stack.consumer.log import Log
 
@@ -28,9 +29,11 @@ class Output:
         self._write: dict[str, int] = {}
         self._partial: dict[str, bytes] = {}
         self._tail = b""
+        self._poller = select.poll()
         for stream in ("stdout", "stderr"):
             self._read[stream], self._write[stream] = os.pipe()
             os.set_blocking(self._read[stream], False)
+            self._poller.register(self._read[stream], select.POLLIN)
             self._partial[stream] = b""
 
     @property
@@ -55,6 +58,8 @@ class Output:
 
     def drain(self) -> None:
         """Log the whole lines that are there; a flood in parts, so that the caller keeps its deadlines."""
+        if not self._poller.poll(0):
+            return
         for stream, descriptor in self._read.items():
             for _ in range(_AT_ONCE):
                 try:
