@@ -112,11 +112,12 @@ def test_every_order_is_done_once_while_the_api_is_down_and_a_worker_is_killed(t
     assert list(demo.temp.iterdir()) == [], "journals and logs of a good run are removed"
 
 
-def test_an_interrupt_ends_every_process_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_every_process_and_leaves_nothing(tmp_path, number):
     with Demo(tmp_path, "--no-php") as demo:
         demo.read_until("the API is down")
         assert len(demo.processes()) >= len(PROCESSES)
-        demo.process.send_signal(signal.SIGINT)
+        demo.process.send_signal(number)
         code, _, err = demo.end()
     assert (code, err.strip()) == (130, "bin/demo: interrupted; every process of the demo has ended")
     assert demo.processes() == {}

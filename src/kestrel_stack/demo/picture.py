@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kestrel_stack.demo.chart import scale
 from kestrel_stack.demo.errors import DemoError
-from kestrel_stack.demo.report import Outage
+from kestrel_stack.demo.report import Outage, duration
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -89,11 +89,18 @@ class _Picture:
             colour = COLOURS[visit.way]
             if visit.ok:
                 self._draw.ellipse(
-                    [(x - 2) * DETAIL, (y - 2) * DETAIL, (x + 2) * DETAIL, (y + 2) * DETAIL], colour
+                    [(x - 1.6) * DETAIL, (y - 1.6) * DETAIL, (x + 1.6) * DETAIL, (y + 1.6) * DETAIL], colour
                 )
             else:
                 self._line([(x - 3, y - 3), (x + 3, y + 3)], colour, 1)
                 self._line([(x - 3, y + 3), (x + 3, y - 3)], colour, 1)
+        middle = (self._x(self._outage.down_at) + self._x(self._outage.up_at)) / 2
+        for line, way in enumerate(COLOURS):
+            visits = self._outage.phase(way, down=True)
+            failed = sum(not visit.ok for visit in visits)
+            longest = duration(max((visit.seconds for visit in visits), default=0.0))
+            text = f"{failed} of {len(visits)} failed, the longest took {longest}"
+            self._text(middle, self._y_of_seconds(0.3) + 22 * line, text, 14, COLOURS[way], "ma")
         right = WIDTH - RIGHT
         for way in reversed(COLOURS):
             right -= self._fonts[13].getlength(NAMES[way]) / DETAIL
