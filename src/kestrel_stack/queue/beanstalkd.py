@@ -246,19 +246,19 @@ class BeanstalkdStore(Queue):
 
     def worker(self, queue: str, start: int = 0) -> BeanstalkdQueue:
         """Return `queue` as a worker uses it."""
-        described, name = self.described(queue), self._name(queue)
+        described, name = self.described(queue), self.name(queue)
         return BeanstalkdQueue(
             name, self._server, _ttr(described), names.errors(name), described.retry_delays
         )
 
     def parked(self, queue: str) -> BeanstalkdQueue:
         """Return the error tube of `queue`."""
-        name = names.errors(self._name(queue))
+        name = names.errors(self.name(queue))
         return BeanstalkdQueue(name, self._server, _ttr(self.described(queue)), name)
 
     def count(self, queue: str) -> Counts:
         """Add up the numbers of the queue's tubes."""
-        name = self._name(queue)
+        name = self.name(queue)
         delays = sorted(self.described(queue).retry_delays)
         tubes = [self._stats(name), *(self._stats(names.retry(name, delay)) for delay in delays)]
         errors = self._stats(names.errors(name))
@@ -275,23 +275,30 @@ class BeanstalkdStore(Queue):
     def peek(self, queue: str) -> bytes | None:
         """Return the head of the queue's own tube."""
         with self._locked(READ_TIMEOUT) as connection:
-            return connection.peek(self._name(queue))
+            return connection.peek(self.name(queue))
 
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
             self._connection.drop()
 
-    def _name(self, queue: str) -> str:
-        return names.make(self.namespace, self.described(queue).name)
-
-    def _put(self, name: str, body: bytes, delay: int | None, timeout: float) -> None:
-        described = self.described(name.removeprefix(f"{self.namespace}_"))
-        tube = name if delay is None else names.retry(name, delay)
+    def _put(
+        self,
+        queue: QueueSettings,
+        body: bytes,
+        timeout: float,
+        delay: int | None = None,
+        parked: bool = False,
+    ) -> None:
+        name = self.name(queue.name)
+        if parked:
+            name = names.errors(name)
+        elif delay is not None:
+            name = names.retry(name, delay)
         with self._locked(timeout) as connection:
             try:
                 # Connecting, using the tube, and putting: each has its part of the time.
-                connection.put(tube, body, delay or 0, _ttr(described), timeout / 3)
+                connection.put(name, body, delay or 0, _ttr(queue), timeout / 3)
             except (QueueFull, ServerUnavailable) as exc:
                 raise type(exc)(f"Not enqueued: {exc}") from None
             except ProtocolError as exc:

@@ -173,7 +173,15 @@ class Queue(ABC):
         described = self.described(queue)
         if delay is not None:
             check_delay(described, delay)
-        self._put(names.make(self.namespace, queue), body, delay, timeout)
+        self._put(described, body, timeout, delay)
+
+    def park(self, queue: str, record: bytes, timeout: float = TIMEOUT) -> None:
+        """Put `record` on the error queue of `queue`. Raises as `put` does."""
+        self._put(self.described(queue), record, timeout, parked=True)
+
+    def name(self, queue: str) -> str:
+        """Return the server's name of `queue`; raise `InvalidQueueName` as `described` does."""
+        return names.make(self.namespace, self.described(queue).name)
 
     @abstractmethod
     def worker(self, queue: str, start: int = 0) -> JobQueue:
@@ -202,8 +210,15 @@ class Queue(ABC):
         """Close the connections; the next call opens them again."""
 
     @abstractmethod
-    def _put(self, name: str, body: bytes, delay: int | None, timeout: float) -> None:
-        """Put `body` on the server's queue `name`; everything was checked."""
+    def _put(
+        self,
+        queue: QueueSettings,
+        body: bytes,
+        timeout: float,
+        delay: int | None = None,
+        parked: bool = False,
+    ) -> None:
+        """Put `body` on `queue`, its delay queue or its error queue; everything was checked."""
 
     def __enter__(self) -> Queue:
         return self

@@ -20,6 +20,7 @@ from kestrel_stack.queue.client import KestrelClient
 from kestrel_stack.queue.errors import ProtocolError, QueueFull, ReservationLost, ServerUnavailable
 from kestrel_stack.queue.interface import Counts, Descriptions, JobQueue, Queue, Reservation
 from kestrel_stack.queue.servers import Rotation, Server, parse_servers
+from kestrel_stack.queue.settings import QueueSettings
 
 DWELL = 10.0
 """Seconds that a worker stays with a server that always has work, while others may be waiting for a visit."""
@@ -192,16 +193,16 @@ class KestrelStore(Queue):
 
     def worker(self, queue: str, start: int = 0) -> KestrelQueue:
         """Return `queue` as a worker uses it."""
-        return KestrelQueue(self._name(queue), self.servers, start)
+        return KestrelQueue(self.name(queue), self.servers, start)
 
     def parked(self, queue: str) -> KestrelQueue:
         """Return the error queue of `queue`."""
-        name = names.errors(self._name(queue))
+        name = names.errors(self.name(queue))
         return KestrelQueue(name, self.servers, errors=name)
 
     def count(self, queue: str) -> Counts:
         """Add up the numbers of all servers. What a mover holds until it is due counts as delayed."""
-        name = self._name(queue)
+        name = self.name(queue)
         ready = reserved = parked = 0
         delayed = dict.fromkeys(sorted(self.described(queue).retry_delays), 0)
         pattern = re.compile(rf"queue_{re.escape(name)}_retry_([1-9][0-9]*)_(?:items|open_transactions)")
@@ -219,7 +220,7 @@ class KestrelStore(Queue):
 
     def peek(self, queue: str) -> bytes | None:
         """Return the head of the queue on the first server that has one."""
-        name = self._name(queue)
+        name = self.name(queue)
         for server in self.servers:
             # Kestrel would make the queue if it were asked for an item of one that does not exist.
             if _number(self._stats(server), name, "items"):
@@ -240,11 +241,18 @@ class KestrelStore(Queue):
         with self._lock:
             self._drop_all()
 
-    def _name(self, queue: str) -> str:
-        return names.make(self.namespace, self.described(queue).name)
-
-    def _put(self, name: str, body: bytes, delay: int | None, timeout: float) -> None:
-        if delay is not None:
+    def _put(
+        self,
+        queue: QueueSettings,
+        body: bytes,
+        timeout: float,
+        delay: int | None = None,
+        parked: bool = False,
+    ) -> None:
+        name = self.name(queue.name)
+        if parked:
+            name = names.errors(name)
+        elif delay is not None:
             name = names.retry(name, delay)
         # Each server is tried once, in random order, so that producers spread over the servers.
         servers = random.sample(self.servers, len(self.servers))

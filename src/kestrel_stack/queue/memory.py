@@ -15,6 +15,7 @@ from kestrel_stack.queue import names
 from kestrel_stack.queue.errors import QueueFull, ReservationLost
 from kestrel_stack.queue.interface import Counts, Descriptions, JobQueue, Queue, Reservation
 from kestrel_stack.queue.servers import Server
+from kestrel_stack.queue.settings import QueueSettings
 
 
 class Memory:
@@ -148,17 +149,17 @@ class MemoryStore(Queue):
 
     def worker(self, queue: str, start: int = 0) -> MemoryQueue:
         """Return `queue` as a worker uses it."""
-        name = self._name(queue)
+        name = self.name(queue)
         return MemoryQueue(name, self._memory, self._server, names.errors(name))
 
     def parked(self, queue: str) -> MemoryQueue:
         """Return the error queue of `queue`."""
-        name = names.errors(self._name(queue))
+        name = names.errors(self.name(queue))
         return MemoryQueue(name, self._memory, self._server, name)
 
     def count(self, queue: str) -> Counts:
         """Count the items."""
-        name, memory = self._name(queue), self._memory
+        name, memory = self.name(queue), self._memory
         errors = names.errors(name)
         with memory.changed:
             found = memory.delayed(name)
@@ -172,27 +173,29 @@ class MemoryStore(Queue):
 
     def peek(self, queue: str) -> bytes | None:
         """Return the head of the queue."""
-        name = self._name(queue)
+        name = self.name(queue)
         with self._memory.changed:
             self._memory.next_due(name)
             items = self._memory.items[name]
             return items[0] if items else None
 
-    def _name(self, queue: str) -> str:
-        return names.make(self.namespace, self.described(queue).name)
-
-    def _put(self, name: str, body: bytes, delay: int | None, timeout: float) -> None:
+    def _put(
+        self,
+        queue: QueueSettings,
+        body: bytes,
+        timeout: float,
+        delay: int | None = None,
+        parked: bool = False,
+    ) -> None:
+        name = self.name(queue.name)
         memory = self._memory
         with memory.changed:
-            if delay is not None:
+            if parked:
+                memory.items[names.errors(name)].append(body)
+            elif delay is not None:
                 memory.delay(name, body, delay)
             else:
-                limit = (
-                    self.queues[name.removeprefix(f"{self.namespace}_")].max_items if self.queues else None
-                )
-                if limit is not None and len(memory.items[name]) >= limit:
-                    raise QueueFull(
-                        f"Not enqueued: {self._server.host} holds {limit} items of {name} already."
-                    )
+                if queue.max_items is not None and len(memory.items[name]) >= queue.max_items:
+                    raise QueueFull(f"Not enqueued: {name} has {queue.max_items} items already.")
                 memory.items[name].append(body)
             memory.changed.notify_all()
