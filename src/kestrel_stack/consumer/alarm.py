@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kestrel_stack.consumer import sentry
 from kestrel_stack.queue import settings
 from kestrel_stack.queue.errors import QueueError
 
@@ -173,6 +172,8 @@ class Senders:
         about = self._settings()
         text = trouble.text + (f"; seen {more} more times since the last report" if more else "")
         if about.get("sentry_dsn"):
+            from kestrel_stack.consumer import sentry
+
             self._try("sentry", lambda: sentry.send(about["sentry_dsn"], _event(trouble, text, about)))
         if self._webhook:
             self._try("webhook", lambda: self._post(trouble, text, about))

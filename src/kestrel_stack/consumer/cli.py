@@ -173,12 +173,12 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
         planned = plan(sys.argv[1:] if arguments is None else arguments, environ)
     except (UsageError, QueueError) as exc:
         print(f"consumer: {exc}", file=sys.stderr)
-        return _unusable(started, environ)
+        return unusable(started, environ)
     try:
         writer = Writer(planned.debug, file=planned.log_file)
     except OSError as exc:
         print(f"consumer: --log-file {planned.log_file}: {exc.strerror}", file=sys.stderr)
-        return _unusable(started, environ)
+        return unusable(started, environ)
     log = Log(writer)
     signals = Signals()
     signals.install()
@@ -203,16 +203,17 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     except UnusableApp as exc:
         log.error("application cannot be used", app=planned.app, folder=Path.cwd(), error=exc)
         log.debug("where that comes from", stack=exc.stack)
-        return _unusable(started, environ, signals, runner)
+        return unusable(started, environ, signals, runner)
     return EX_OK
 
 
-def _unusable(
+def unusable(
     started: float,
     environ: Mapping[str, str],
     signals: Signals | None = None,
     runner: Runner | None = None,
 ) -> int:
+    """Return the exit status for what trying again would not mend, under supervisor after `MIN_UPTIME`."""
     # Supervisor restarts whatever ends within startsecs; later, it sees that 78 means to stay down.
     while (
         environ.get("SUPERVISOR_ENABLED")
