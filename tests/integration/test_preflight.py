@@ -82,8 +82,8 @@ CASES = {
         {"kestrel_stack_queues": [{"name": "mail", "max_jbos": 1}]},
         "role kestrel: unknown option kestrel_stack_queues.max_jbos: known are"
         " alert, also, discard_old_when_full, fanout_only, fanouts, job_timeout, language, max_age,"
-        " max_item_size, max_items, max_jobs, max_memory, max_memory_size, max_size, max_time, name, processes,"
-        " rate_limit, retry_delays",
+        " max_item_size, max_items, max_jobs, max_memory, max_memory_size, max_size, max_time, name,"
+        " processes, rate_limit, retry_delays",
     ),
     "no-size": (
         {"kestrel_max_memory_size": "lots"},
