@@ -7,7 +7,7 @@
     once = Once(SqliteStore("/srv/shop/shared/once.db"))
 
     @registry.job("PostUpload")
-    def post_upload(context, data):
+    def post_upload(data, context):
         once.run(f"post-upload-{data['upload']}", 7 * 86400, lambda: api.post(data["upload"]))
 
 What this can promise, and what not: of two workers with the same key, one runs the function, and the other

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from kestrel_stack.queue.errors import QueueError
 from kestrel_stack.queue.interface import JobQueue, Queue
@@ -57,8 +58,12 @@ def dump(
     Raises `FileFailed`, and what a `JobQueue` raises.
     """
     try:
-        with path.open("r+b" if append and path.exists() else "xb") as file:
-            _cut_torn_line(file)
+        whole = _whole_lines(path) if append and path.exists() else None
+        # Unbuffered: what did not fit on a full disk must not be written once more at the end.
+        with path.open("xb" if whole is None else "r+b", buffering=0) as file:
+            file.truncate(whole or 0)
+            file.seek(0, os.SEEK_END)
+            _sync_folder(path.parent)
             left = count
             for part in store.parts():
                 with closing(part):
@@ -74,7 +79,7 @@ def dump(
 
 
 def _dump_part(
-    part: Queue, queue: str, place: str, file: IO[bytes], left: int | None, step: Callable[[], None]
+    part: Queue, queue: str, place: str, file: io.FileIO, left: int | None, step: Callable[[], None]
 ) -> int | None:
     hands: list[JobQueue] = []
     with ExitStack() as stack:
@@ -90,15 +95,7 @@ def _dump_part(
                 batch.append((hands[number], reservation))
             if not batch:
                 break
-            start = file.tell()
-            try:
-                file.writelines(Item(queue, place, reservation.body).encode() for _, reservation in batch)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                # A full disk: what is there of this batch must not be taken for the items' only copy.
-                file.truncate(start)
-                raise
+            _write(file, b"".join(Item(queue, place, held.body).encode() for _, held in batch))
             for hand, reservation in batch:
                 hand.done(reservation)
                 step()
@@ -107,14 +104,32 @@ def _dump_part(
     return left
 
 
-def _cut_torn_line(file: IO[bytes]) -> None:
-    """Go to the file's end; a last line without its end is from a cut, and its item is on the queue."""
-    end = 0
-    for line in file:
-        if line.endswith(b"\n"):
-            end += len(line)
-    file.truncate(end)
-    file.seek(end)
+def _write(file: io.FileIO, data: bytes) -> None:
+    """Write `data` at the end of the file and to the disk, or leave the file as it was."""
+    start, left = file.tell(), memoryview(data)
+    try:
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(start)
+        raise
+
+
+def _whole_lines(path: Path) -> int:
+    """Return where the last whole line ends; what follows is from a cut, and still on its queue."""
+    with path.open("rb") as file:
+        return sum(len(line) for line in file if line.endswith(b"\n"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the file's name survive a power cut, as its content does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read(path: Path) -> Iterator[Item]:
@@ -123,7 +138,7 @@ def read(path: Path) -> Iterator[Item]:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    return  # from a cut, see `_cut_torn_line`
+                    return  # from a cut, see `_whole_lines`
                 try:
                     yield _item(line)
                 except (ValueError, KeyError, TypeError, RecursionError):
