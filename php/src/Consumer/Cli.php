@@ -16,6 +16,7 @@ use KestrelStack\Queue\Settings;
 final class Cli
 {
     public const EX_OK = 0;
+    public const EX_DEFECT = 1;
     /** Exit status for what trying again would not mend: a wrong flag, settings file or application. */
     public const EX_CONFIG = 78;
 
@@ -139,6 +140,12 @@ final class Cli
             $log->error('application cannot be used', $fields);
             $log->debug('where that comes from', ['stack' => $exc->stack]);
             return self::unusable($started, $environ, $signals, $runner);
+        } catch (\Throwable $exc) {
+            $where = "{$exc->getFile()} line {$exc->getLine()}";
+            $error = Text::className($exc) . ': ' . $exc->getMessage();
+            $log->error('the worker has a defect', ['error' => $error, 'where' => $where]);
+            $log->debug('where that comes from', ['stack' => $exc->getTraceAsString()]);
+            return self::EX_DEFECT;
         } finally {
             $reporter?->close();
         }

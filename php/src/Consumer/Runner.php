@@ -221,7 +221,6 @@ final class Runner
         posix_kill(-$this->pid, SIGKILL);
         posix_kill($this->pid, SIGKILL);
         $this->reap();
-        $this->closeSocket();
         $this->output->finish();
     }
 
@@ -449,6 +448,7 @@ final class Runner
 
     private function reap(): void
     {
+        $this->closeSocket();
         if ($this->pid !== null) {
             do {
                 $found = pcntl_waitpid($this->pid, $status);
@@ -458,7 +458,6 @@ final class Runner
             $this->process = null;
             $this->pid = null;
         }
-        $this->closeSocket();
     }
 
     /** Have a hanging child print its stack, for the parked record. */
