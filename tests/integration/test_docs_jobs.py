@@ -206,7 +206,7 @@ def test_the_commands_of_the_page_work_one_after_the_other(tmp_path, broker, par
     assert shop.work()["outcome"] == "parked"
     said = {command: shop.run("sh", "-c", command).stdout for command in COMMANDS}
     assert re.search(r"post_upload\b.*\b1\b.*\b1\b", said["kestrel-stack-jobs count"])
-    assert '"upload": 8' in said["kestrel-stack-jobs peek post_upload"]
+    assert json.loads(said["kestrel-stack-jobs peek post_upload"])["data"] == {"upload": 8}
     assert "is not a number" in said["kestrel-stack-jobs parked list post_upload --tenant acme"]
     # Both are on the queue again: the one enqueued, and the one that was parked.
     bodies = [json.loads(body) for body in broker.drain("shop_post_upload")]

@@ -134,16 +134,15 @@ def tables(outage: Outage) -> str:
     for way in WAYS:
         done = outage.orders - outage.lost(way)
         rows.append([way, *map(str, (outage.orders, done, outage.lost(way), outage.doubled(way)))])
-    orders = table(["what the API got", "orders", "arrived", "lost", "doubled"], rows)
+    orders = table(["what the API got", "orders", "arrived", "never", "twice"], rows)
     ended = outage.outcomes
+    figures = (
+        *(outage.enqueued, ended["done"], ended["retry"], outage.parked),
+        *(outage.jobs_lost, outage.doubled("queued")),
+    )
     jobs = table(
-        ["jobs", "enqueued", "done", "retried", "parked", "lost"],
-        [
-            [
-                f"{', '.join(outage.workers)}",
-                *map(str, (outage.enqueued, ended["done"], ended["retry"], outage.parked, outage.jobs_lost)),
-            ]
-        ],
+        ["jobs", "enqueued", "done", "retried", "parked", "lost", "doubled"],
+        [[", ".join(outage.workers), *map(str, figures)]],
     )
     return f"{visitors}\n\n{orders}\n\n{jobs}"
 

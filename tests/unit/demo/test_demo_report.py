@@ -108,7 +108,7 @@ class TestFigures:
             "API down, queued 4 0 2.0 ms 2.0 ms 2.0 ms",
             "queued 10 10 0 0",
             "direct 10 0 10 0",
-            "python-1, php-1 10 10 3 0 0",
+            "python-1, php-1 10 10 3 0 0 0",
         } <= lines
 
 
