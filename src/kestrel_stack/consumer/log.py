@@ -47,23 +47,23 @@ class Log:
         """Where the lines go."""
         return self._sink
 
-    def bind(self, **fields: object) -> Log:
+    def bind(self, /, **fields: object) -> Log:
         """Return a log whose every line carries `fields`."""
         return Log(self._sink, {**self._fields, **fields})
 
-    def debug(self, event: str, **fields: object) -> None:
+    def debug(self, event: str, /, **fields: object) -> None:
         """Log what only someone looking for a fault wants to know."""
         self._sink("debug", event, {**self._fields, **fields})
 
-    def info(self, event: str, **fields: object) -> None:
+    def info(self, event: str, /, **fields: object) -> None:
         """Log what happened as it should."""
         self._sink("info", event, {**self._fields, **fields})
 
-    def warning(self, event: str, **fields: object) -> None:
+    def warning(self, event: str, /, **fields: object) -> None:
         """Log what someone should look at one day."""
         self._sink("warning", event, {**self._fields, **fields})
 
-    def error(self, event: str, **fields: object) -> None:
+    def error(self, event: str, /, **fields: object) -> None:
         """Log what someone should look at now."""
         self._sink("error", event, {**self._fields, **fields})
 
@@ -134,7 +134,7 @@ class KeptBack:
     def write(self, writer: Writer, log: Log) -> None:
         """Write the lines with the time at which they were logged; how many are missing comes first."""
         if self.dropped:
-            log.info("lines dropped", count=self.dropped)
+            log.warning("lines dropped", count=self.dropped)
         for at, event, fields in self.lines():
             writer.write("debug", event, fields, at)
         self.clear()
