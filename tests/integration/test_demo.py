@@ -159,7 +159,7 @@ def test_a_folder_as_the_picture_is_refused_before_anything_starts(tmp_path):
     environment = {**os.environ, "PYTHONPATH": _python_path()}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"bin/demo: --png {tmp_path} is a folder; name a file\n"
+    assert done.stderr == f"bin/demo: the picture's place {tmp_path} is a folder; name a file\n"
 
 
 class TestThirdParty:

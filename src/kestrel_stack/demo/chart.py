@@ -8,7 +8,7 @@ from kestrel_stack.demo.report import Outage, Sample
 
 HEIGHT = 8
 BLOCKS = " ▁▂▃▄▅▆▇█"
-PLAIN = " ........#"
+PLAIN = " .......#"
 """For terminals that know ASCII only: a column's top is a dot unless it fills the cell."""
 
 

@@ -60,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Tell the story of the outage and print what came of it."""
-    if given.png.is_dir():
-        raise DemoError(f"--png {given.png} is a folder; name a file")
+    picture.check(given.png)
     scale = outage.QUICK if given.quick else outage.FULL
     no_php = "--no-php" if given.no_php else outage.no_php()
     speak = ["python"] if no_php else ["python", "php"]

@@ -38,19 +38,36 @@ def available() -> bool:
     return True
 
 
+def check(file: Path) -> None:
+    """Raise `DemoError` when a picture cannot be written to `file`: better now than when the story is over."""
+    if file.is_dir():
+        raise DemoError(f"the picture's place {file} is a folder; name a file")
+    new = _unfinished(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new.touch()
+        new.unlink()
+    except OSError as exc:
+        raise DemoError(f"the picture cannot be written to {file}: {exc.strerror}") from None
+
+
 def save(outage: Outage, file: Path) -> None:
     """Draw the picture and write it to `file` in one step; raise `DemoError` when it cannot be written."""
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (WIDTH * DETAIL, HEIGHT * DETAIL), PAPER)
     _Picture(outage, ImageDraw.Draw(image)).draw()
-    new = file.with_name(f".{file.name}.new")
+    new = _unfinished(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         image.quantize(128).save(new, "PNG", optimize=True)
         new.rename(file)
     except OSError as exc:
-        raise DemoError(f"the picture could not be written to {file}: {exc.strerror}") from None
+        raise DemoError(f"the picture cannot be written to {file}: {exc.strerror}") from None
+
+
+def _unfinished(file: Path) -> Path:
+    return file.with_name(f".{file.name}.new")
 
 
 class _Picture:

@@ -132,7 +132,10 @@ class TestChart:
         assert axis.index("┤") / len(axis) == pytest.approx(0.6, abs=0.02)
 
     def test_a_terminal_without_unicode_gets_ascii(self):
-        assert chart.draw(observed(), 60, unicode=False).isascii()
+        drawn = chart.draw(observed(), 60, unicode=False)
+        assert drawn.isascii()
+        blocks = chart.draw(observed(), 60, unicode=True)
+        assert drawn.count("#") == blocks.count("█") > 0
 
     def test_nothing_observed_is_an_empty_chart(self):
         assert chart.draw(Outage(), 60, unicode=True)
@@ -163,5 +166,12 @@ class TestPicture:
     def test_a_place_that_cannot_be_written_is_one_line(self, tmp_path):
         pytest.importorskip("PIL.Image")
         (tmp_path / "file").write_text("")
-        with pytest.raises(DemoError, match=r"could not be written to .*outage\.png: "):
+        with pytest.raises(DemoError, match=r"cannot be written to .*outage\.png: "):
             picture.save(observed(), tmp_path / "file" / "outage.png")
+        with pytest.raises(DemoError, match=r"cannot be written to .*outage\.png: "):
+            picture.check(tmp_path / "file" / "outage.png")
+
+    def test_a_look_at_its_place_leaves_what_is_there(self, tmp_path):
+        (tmp_path / "outage.png").write_text("the last one")
+        picture.check(tmp_path / "outage.png")
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["the last one"]
