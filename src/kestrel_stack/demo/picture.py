@@ -39,7 +39,7 @@ def available() -> bool:
 
 
 def check(file: Path) -> None:
-    """Raise `DemoError` when a picture cannot be written to `file`: better now than when the story is over."""
+    """Raise `DemoError` when no picture can be written to `file`: better now than when the story is over."""
     if file.is_dir():
         raise DemoError(f"the picture's place {file} is a folder; name a file")
     new = _unfinished(file)
