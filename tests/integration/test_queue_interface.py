@@ -4,14 +4,17 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from kestrel_stack import queue
 from kestrel_stack.queue import Producer, QueueFull, ServerUnavailable
 from kestrel_stack.queue.envelope import Envelope, again, now_ms
 from kestrel_stack.queue.errors import InvalidJob, InvalidQueueName, InvalidServer, ReservationLost
@@ -341,6 +344,68 @@ def test_threads_share_a_queue(store):
     for thread in threads:
         thread.join()
     assert counts(store).ready == 200
+
+
+WORKER = """
+import sys
+from kestrel_stack.consumer.log import Log, Writer
+from kestrel_stack.consumer.runner import Runner
+from kestrel_stack.consumer.signals import Signals
+from kestrel_stack.consumer.worker import Limits, Rules, Worker
+from kestrel_stack.queue import Producer, Queue
+
+url, jobs, delay = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+store = Queue.open(url, queues=[{"name": "mail", "retry_delays": [delay]}])
+producer = Producer.on(store, "acme")
+for number in range(20):
+    producer.enqueue("Note", {"text": number}, queue="mail")
+producer.enqueue("Attempt", {"until": 2}, queue="mail")
+producer.enqueue("AskPark", {"reason": "by request"}, queue="mail")
+producer.enqueue("Unknown", queue="mail")
+store.put("mail", b"not a job")
+signals, writer, queue = Signals(), Writer(), store.worker("mail")
+signals.install()
+runner = Runner("jobs_app:registry", Log(writer), signals)
+rules, limits = {queue.name: Rules(30, (delay,))}, Limits(jobs=jobs, min_uptime=0)
+Worker(queue, rules, runner, signals, writer, limits).run()
+print(repr(store.count("mail")), [store.parked("mail").reserve(0).body for _ in range(3)])
+"""
+
+
+def run_worker(place, tmp_path, jobs, delay):
+    """Run a worker, and what enqueues for it, in a process of its own: memory is seen only there."""
+    url = place.url("w" + uuid.uuid4().hex[:8])
+    paths = [Path(__file__).parents[1] / "support", Path(queue.__file__).parents[2]]
+    run = subprocess.run(
+        [sys.executable, "-c", WORKER, url, str(jobs), str(delay)],
+        env={
+            **{key: value for key, value in os.environ.items() if not key.startswith("KESTREL_STACK_")},
+            "PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")]),
+            "TEST_FOLDER": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+def test_the_same_worker_works_on_every_queue(place, tmp_path):
+    run = run_worker(place, tmp_path, 24, 600)
+    assert (tmp_path / "done").read_text().split() == [str(number) for number in range(20)]
+    assert run.stdout.startswith("Counts(ready=0, reserved=0, delayed={600: 1}, parked=3)")
+    assert "by request" in run.stdout
+    lines = [json.loads(line) for line in run.stderr.splitlines()]
+    outcomes = [line["outcome"] for line in lines if line["event"] == "job"]
+    assert outcomes == ["done"] * 20 + ["retry"] + ["parked"] * 3
+
+
+def test_where_delayed_jobs_come_by_themselves_the_same_worker_does_them(place, tmp_path):
+    if place.scheme == "kestrel":
+        pytest.skip("Kestrel needs the mover")
+    run_worker(place, tmp_path, 25, 1)
+    assert (tmp_path / "done").read_text().splitlines()[-1].endswith(" 2")
 
 
 @pytest.mark.parametrize("scheme", ["kestrel", "beanstalkd"])
