@@ -333,6 +333,52 @@ def test_a_fork_gets_a_connection_of_its_own(place, store):
     assert counts(store).ready == 101
 
 
+@pytest.mark.parametrize("scheme", ["kestrel", "beanstalkd"])
+def test_a_fork_does_not_wait_for_a_thread_that_it_does_not_have(scheme, silent_server):
+    store = Queue.open(f"{scheme}://{silent_server}/shop")
+    thread = threading.Thread(target=put_in_vain, args=[store])
+    thread.start()
+    wait_until(lambda: connections_to(silent_server), "the thread to be waiting for an answer")
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            store.put("mail", b"x", timeout=0.3)
+        except ServerUnavailable as exc:
+            os.write(writing, str(exc).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    said = os.read(reading, 1000).decode()
+    os.close(reading)
+    os.close(writing)
+    thread.join()
+    assert "timed out" in said
+    assert "Other threads" not in said
+
+
+def put_in_vain(store):
+    with pytest.raises(ServerUnavailable):
+        store.put("mail", b"x", timeout=1.2)
+
+
+def connections_to(server):
+    """Say whether this process has a connection to `server`, from what Linux lists."""
+    port = f"{int(server.rpartition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return any(row[2].endswith(f":{port}") and row[3] == "01" for row in rows)
+
+
+def test_a_thread_that_waits_too_long_for_the_others_is_told(silent_server):
+    store = Queue.open(f"kestrel://{silent_server}/shop")
+    thread = threading.Thread(target=put_in_vain, args=[store])
+    thread.start()
+    wait_until(lambda: connections_to(silent_server), "the thread to be waiting for an answer")
+    with pytest.raises(ServerUnavailable, match=r"^Not enqueued: Other threads are using the connection"):
+        store.put("mail", b"x", timeout=0.1)
+    thread.join()
+
+
 def test_threads_share_a_queue(store):
     def put():
         for _ in range(50):

@@ -13,7 +13,6 @@ import math
 import os
 import select
 import socket
-import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,7 +26,7 @@ from kestrel_stack.queue.errors import (
     ReservationLost,
     ServerUnavailable,
 )
-from kestrel_stack.queue.interface import Counts, Descriptions, JobQueue, Queue, Reservation
+from kestrel_stack.queue.interface import Counts, Descriptions, JobQueue, ProcessLock, Queue, Reservation
 from kestrel_stack.queue.kestrel import WRITE_TIMEOUT
 from kestrel_stack.queue.servers import Rotation, Server, parse_servers
 from kestrel_stack.queue.settings import QueueSettings
@@ -240,7 +239,7 @@ class BeanstalkdStore(Queue):
             )
         given = isinstance(server, Server) or server.rpartition("]")[2].count(":") == 1
         self._server = found[0] if given else Server(found[0].host, DEFAULT_PORT)
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._connection = Connection(self._server)
         self._process = os.getpid()
 
@@ -279,7 +278,7 @@ class BeanstalkdStore(Queue):
 
     def close(self) -> None:
         """Close the connection."""
-        with self._lock:
+        with self._lock.held(READ_TIMEOUT):
             self._connection.drop()
 
     def _put(
@@ -295,14 +294,14 @@ class BeanstalkdStore(Queue):
             name = names.errors(name)
         elif delay is not None:
             name = names.retry(name, delay)
-        with self._locked(timeout) as connection:
-            try:
+        try:
+            with self._locked(timeout) as connection:
                 # Connecting, using the tube, and putting: each has its part of the time.
                 connection.put(name, body, delay or 0, _ttr(queue), timeout / 3)
-            except (QueueFull, ServerUnavailable) as exc:
-                raise type(exc)(f"Not enqueued: {exc}") from None
-            except ProtocolError as exc:
-                raise ServerUnavailable(f"Not enqueued: {exc}") from None
+        except (QueueFull, ServerUnavailable) as exc:
+            raise type(exc)(f"Not enqueued: {exc}") from None
+        except ProtocolError as exc:
+            raise ServerUnavailable(f"Not enqueued: {exc}") from None
 
     def _stats(self, tube: str) -> dict[str, Any]:
         with self._locked(READ_TIMEOUT) as connection:
@@ -314,16 +313,12 @@ class BeanstalkdStore(Queue):
 
     @contextlib.contextmanager
     def _locked(self, timeout: float) -> Iterator[Connection]:
-        if not self._lock.acquire(timeout=timeout):
-            raise ServerUnavailable(f"Other threads are using the connection since {timeout:g} s.")
-        try:
+        with self._lock.held(timeout):
             if self._process != os.getpid():
                 # After a fork both processes would write into the same connection.
                 self._connection.drop()
                 self._process = os.getpid()
             yield self._connection
-        finally:
-            self._lock.release()
 
 
 def _ttr(queue: QueueSettings) -> int:

@@ -6,13 +6,16 @@ inside one process, and `kestrel_stack.queue.beanstalkd` with beanstalkd.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kestrel_stack.queue import names, settings
-from kestrel_stack.queue.errors import InvalidJob, InvalidQueueName, InvalidServer
+from kestrel_stack.queue.errors import InvalidJob, InvalidQueueName, InvalidServer, ServerUnavailable
 from kestrel_stack.queue.servers import Server
 from kestrel_stack.queue.settings import QueueSettings
 
@@ -225,6 +228,27 @@ class Queue(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class ProcessLock:
+    """A lock between the threads of one process; a forked one begins with a free lock of its own.
+
+    A plain lock that another thread held at the moment of the fork would stay locked in the new process.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}
+
+    @contextlib.contextmanager
+    def held(self, timeout: float) -> Iterator[None]:
+        """Hold the lock; raise `ServerUnavailable` when other threads do so for `timeout` seconds."""
+        lock = self._locks.setdefault(os.getpid(), threading.Lock())
+        if not lock.acquire(timeout=timeout):
+            raise ServerUnavailable(f"Other threads are using the connection since {timeout:g} s.")
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def check_delay(queue: QueueSettings, delay: object) -> None:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import Iterable
 
 from kestrel_stack.queue import names
-from kestrel_stack.queue.client import KestrelClient
+from kestrel_stack.queue.client import READ_TIMEOUT, KestrelClient
 from kestrel_stack.queue.errors import ProtocolError, QueueFull, ReservationLost, ServerUnavailable
-from kestrel_stack.queue.interface import Counts, Descriptions, JobQueue, Queue, Reservation
+from kestrel_stack.queue.interface import Counts, Descriptions, JobQueue, ProcessLock, Queue, Reservation
 from kestrel_stack.queue.servers import Rotation, Server, parse_servers
 from kestrel_stack.queue.settings import QueueSettings
 
@@ -187,7 +186,7 @@ class KestrelStore(Queue):
     def __init__(self, namespace: str, servers: str | Iterable[str | Server], queues: Descriptions = ()):
         super().__init__(namespace, queues)
         self.servers = parse_servers(servers)
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._clients: dict[Server, KestrelClient] = {}
         self._process = os.getpid()
 
@@ -238,7 +237,7 @@ class KestrelStore(Queue):
 
     def close(self) -> None:
         """Close the connections."""
-        with self._lock:
+        with self._lock.held(READ_TIMEOUT):
             self._drop_all()
 
     def _put(
@@ -258,23 +257,22 @@ class KestrelStore(Queue):
         servers = random.sample(self.servers, len(self.servers))
         deadline = time.monotonic() + timeout
         failures: list[Exception] = []
-        if not self._lock.acquire(timeout=timeout):
-            raise ServerUnavailable(f"Not enqueued: other threads are enqueueing since {timeout:g} s.")
         try:
-            for number, server in enumerate(servers):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    failures.append(ServerUnavailable(f"{server} was not tried: no time was left."))
-                    continue
-                # The time left is shared, so that one silent server does not use up what the others need.
-                try:
-                    self._client(server, left / (len(servers) - number)).set(name, body)
-                except (QueueFull, ServerUnavailable, ProtocolError) as exc:
-                    failures.append(exc)
-                else:
-                    return
-        finally:
-            self._lock.release()
+            with self._lock.held(timeout):
+                for number, server in enumerate(servers):
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        failures.append(ServerUnavailable(f"{server} was not tried: no time was left."))
+                        continue
+                    # The time left is shared: one silent server must not use up what the others need.
+                    try:
+                        self._client(server, left / (len(servers) - number)).set(name, body)
+                    except (QueueFull, ServerUnavailable, ProtocolError) as exc:
+                        failures.append(exc)
+                    else:
+                        return
+        except ServerUnavailable as exc:
+            failures.append(exc)
         said = " ".join(map(str, failures))
         if all(isinstance(failure, QueueFull) for failure in failures):
             raise QueueFull(f"Not enqueued: {said}")
