@@ -26,10 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kestrel_stack.consumer import frames
-from kestrel_stack.consumer.log import Log
-from kestrel_stack.consumer.registry import Context, Registry
-from kestrel_stack.consumer.retry import Park, Retry
+from kestrel_stack.consumer import frames, reporting
+from kestrel_stack.consumer.log import Log, Sink
+from kestrel_stack.consumer.registry import Context, Job, Registry
+from kestrel_stack.consumer.retry import Park, Retry, next_delay
 from kestrel_stack.queue.envelope import clean_text
 
 MAX_STACK = 16 * 1024
@@ -92,11 +92,18 @@ def main(arguments: list[str]) -> int:
     if registry is None:
         pipe.send({"type": "unusable", **problem})
         return 0
+    about = {
+        "release": os.environ.get("KESTREL_STACK_RELEASE"),
+        "environment": os.environ.get("KESTREL_STACK_ENVIRONMENT"),
+        "server_name": os.environ.get("KESTREL_STACK_HOST"),
+    }
+    # After the application, which may have set it up itself.
+    reports = reporting.find(about, os.environ.get("SENTRY_DSN"))
     pipe.send({"type": "ready", "jobs": registry.names})
     process = os.getpid()
     while (message := pipe.receive()) is not None:
         head, body = message
-        answer = run(registry, head, body, pipe)
+        answer = run(registry, head, body, pipe, reports)
         if os.getpid() != process:
             # The job forked and its copy came back here: it must not go on as if it were the worker's child.
             _flush()
@@ -105,6 +112,8 @@ def main(arguments: list[str]) -> int:
         if head.get("memory"):
             answer["memory"] = memory()
         pipe.send({"type": "result", "number": head["number"], **answer})
+    if reports is not None:
+        reports.close()
     return 0
 
 
@@ -128,7 +137,13 @@ def load(app: str) -> tuple[Registry | None, dict[str, str]]:
     return found, {}
 
 
-def run(registry: Registry, head: Mapping[str, Any], body: bytes, pipe: Pipe) -> dict[str, Any]:
+def run(
+    registry: Registry,
+    head: Mapping[str, Any],
+    body: bytes,
+    pipe: Pipe,
+    reports: reporting.Own | reporting.Sdk | None = None,
+) -> dict[str, Any]:
     """Do the job in `body`, an envelope that the parent has checked; return what it must know of the end."""
     job = json.loads(body)
     function = registry.get(job["job"])
@@ -150,9 +165,27 @@ def run(registry: Registry, head: Mapping[str, Any], body: bytes, pipe: Pipe) ->
         trace=job.get("trace"),
         environment=os.environ.get("KESTREL_STACK_ENVIRONMENT"),
         release=os.environ.get("KESTREL_STACK_RELEASE"),
-        log=Log(partial(pipe.log, of)),
+        log=Log(partial(pipe.log, of) if reports is None else _telling(reports, pipe, of)),
         queue=head["queue"],
     )
+    if reports is None:
+        return attempt(registry, function, job["data"], context)[0]
+    tags = {key: of[key] for key in ("job", "queue", "tenant", "attempt")} | {"release": context.release}
+    with reports.job(tags):
+        answer, exc = attempt(registry, function, job["data"], context)
+        if exc is not None:
+            lasts = answer.get("asks") == "park" or next_delay(context.attempt, head["delays"]) is None
+            level = "error" if lasts else "warning"
+            # Whatever goes wrong in reporting, the job's own end is what counts.
+            with contextlib.suppress(Exception):
+                answer |= reports.failed(exc, answer["error"], _outside(exc), level, tags)
+        return answer
+
+
+def attempt(
+    registry: Registry, function: Job, data: dict[str, Any], context: Context
+) -> tuple[dict[str, Any], BaseException | None]:
+    """Run the job inside of what is set up around it; return the answer, and the error if it failed."""
     entered = False
     raised: BaseException | None = None
     try:
@@ -161,7 +194,7 @@ def run(registry: Registry, head: Mapping[str, Any], body: bytes, pipe: Pipe) ->
                 stack.enter_context(around(context))
             entered = True
             try:
-                returned = function(job["data"], context)
+                returned = function(data, context)
                 if inspect.isawaitable(returned) or inspect.isgenerator(returned):
                     raise TypeError(f"the job returned a {type(returned).__name__}, which nobody would run")
             except BaseException as exc:
@@ -174,24 +207,38 @@ def run(registry: Registry, head: Mapping[str, Any], body: bytes, pipe: Pipe) ->
         if entered and exc is not raised:
             # Clearing failed: what was set for this tenant must not be there for the next one.
             answer["replace"] = True
-        return answer
-    return {"outcome": "done"}
+        return answer, exc
+    return {"outcome": "done"}, None
 
 
 def failure(exc: BaseException) -> dict[str, Any]:
     """Return what the parent must know of a job that ended with `exc`."""
-    trace = exc.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
     answer: dict[str, Any] = {
         "outcome": "failed",
-        "error": {"class": _class(exc), "message": _message(exc), "stack": _stack(exc, trace)},
+        "error": {"class": _class(exc), "message": _message(exc), "stack": _stack(exc, _outside(exc))},
     }
     if isinstance(exc, Park):
         answer |= {"asks": "park", "reason": _text(exc.reason)[:MAX_MESSAGE]}
     elif isinstance(exc, Retry):
         answer |= {"asks": "retry", "delay": _plain(exc.delay)}
     return answer
+
+
+def _outside(exc: BaseException) -> TracebackType | None:
+    """Return where the application's part of the traceback begins."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace
+
+
+def _telling(reports: reporting.Own | reporting.Sdk, pipe: Pipe, of: Mapping[str, object]) -> Sink:
+    def sink(level: str, event: str, fields: dict[str, object]) -> None:
+        pipe.log(of, level, event, fields)
+        with contextlib.suppress(Exception):
+            reports.crumb(level, _cut(event), {_cut(key): _plain(content) for key, content in fields.items()})
+
+    return sink
 
 
 def memory() -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from kestrel_stack.consumer import sentry
 from kestrel_stack.consumer.log import Log, Writer
 from kestrel_stack.consumer.priority import PriorityQueue
 from kestrel_stack.consumer.runner import Runner, UnusableApp
@@ -52,6 +54,8 @@ class Plan:
     start: int
     debug: bool
     log_file: str | None = None
+    host: str | None = None
+    sentry_dsn: str | None = field(default=None, repr=False)
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -139,6 +143,8 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
         start=process_number(environ),
         debug=given.debug,
         log_file=given.log_file,
+        host=found.host if found else None,
+        sentry_dsn=environ.get("SENTRY_DSN") or (found.sentry_dsn if found else None),
     )
 
 
@@ -185,10 +191,11 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     for_child = dict(environ)
     if planned.environment:
         for_child["KESTREL_STACK_ENVIRONMENT"] = planned.environment
+    reporter = _reporter(planned, environ, for_child, log)
     runner = Runner(planned.app, log, signals, for_child)
     queues = [KestrelQueue(name, planned.servers, planned.start) for name in planned.queues]
     queue: JobQueue = queues[0] if len(queues) == 1 else PriorityQueue(queues)
-    worker = Worker(queue, planned.rules, runner, signals, writer, planned.limits, started)
+    worker = Worker(queue, planned.rules, runner, signals, writer, planned.limits, reporter, started)
     log.info(
         "worker begins",
         queue=queue.name,
@@ -204,7 +211,30 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
         log.error("application cannot be used", app=planned.app, folder=Path.cwd(), error=exc)
         log.debug("where that comes from", stack=exc.stack)
         return unusable(started, environ, signals, runner)
+    finally:
+        if reporter is not None:
+            reporter.close()
     return EX_OK
+
+
+def _reporter(
+    planned: Plan, environ: Mapping[str, str], for_child: dict[str, str], log: Log
+) -> sentry.Reporter | None:
+    """Return what reports failed jobs, None without a DSN; tell the child of it in its environment."""
+    for_child.pop("SENTRY_DSN", None)
+    if not planned.sentry_dsn:
+        return None
+    host = planned.host or socket.gethostname()
+    try:
+        dsn = sentry.Dsn.parse(planned.sentry_dsn)
+    except ValueError as exc:
+        # Jobs must not stand still for it.
+        log.error("errors are not reported", error=exc)
+        return None
+    for_child |= {"SENTRY_DSN": planned.sentry_dsn, "KESTREL_STACK_HOST": host}
+    release = environ.get("KESTREL_STACK_RELEASE")
+    about = {"release": release, "environment": planned.environment, "server_name": host}
+    return sentry.Reporter(dsn, log, about)
 
 
 def unusable(

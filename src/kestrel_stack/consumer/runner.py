@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,8 @@ class Outcome:
     """How a job ended; `error` is that of the parked record, `memory` the child's in bytes, if it was wanted.
 
     `asks` is ``park`` or ``retry`` when the job said so, `delay` the one it asked for. `died` when the child
-    did, `replace` when the child must not do another job.
+    did, `replace` when the child must not do another job. `sentry_event` is what the child has reported,
+    `event` what it wants to be reported.
     """
 
     done: bool
@@ -55,6 +56,8 @@ class Outcome:
     delay: object = None
     died: bool = False
     replace: bool = False
+    sentry_event: str | None = None
+    event: Mapping[str, Any] | None = None
 
 
 class Runner:
@@ -150,21 +153,26 @@ class Runner:
         log: Log,
         watch: Callable[[], int | None],
         on_event: Callable[[], None],
+        delays: Sequence[int] = (),
         memory: bool = False,
     ) -> Outcome:
         """Have the child do the job in `body`, an item of `queue`; after `timeout` seconds it is killed.
 
         `watch` returns a descriptor to look at as well, and `on_event` is called when something came of it.
-        With `memory` the outcome tells the child's size.
+        `delays` are the queue's retry delays; with `memory` the outcome tells the child's size.
         """
         assert self._socket is not None
         self._number += 1
         self._output.begin(log)
         deadline = time.monotonic() + timeout
-        self._hand_over(
-            frames.encode({"type": "run", "number": self._number, "queue": queue, "memory": memory}, body),
-            timeout,
-        )
+        head = {
+            "type": "run",
+            "number": self._number,
+            "queue": queue,
+            "delays": list(delays),
+            "memory": memory,
+        }
+        self._hand_over(frames.encode(head, body), timeout)
         message = self._wait(deadline, watch, on_event)
         if message is not None:
             self._output.begin(self._log)
@@ -323,9 +331,18 @@ class Runner:
             reason = f"{self._app} has no job of this name; it has: {known}."
             error = {"class": "UnknownJob", "message": reason, "stack": ""}
             return Outcome(False, reason, error, memory, asks="park")
-        error, asks = message["error"], message.get("asks")
-        reason = message.get("reason") or f"The job raised {error['class']}."
-        return Outcome(False, reason, error, memory, asks, message.get("delay"), replace=replace)
+        error = message["error"]
+        return Outcome(
+            done=False,
+            reason=message.get("reason") or f"The job raised {error['class']}.",
+            error=error,
+            memory=memory,
+            asks=message.get("asks"),
+            delay=message.get("delay"),
+            replace=replace,
+            sentry_event=message.get("sentry_event"),
+            event=message.get("event"),
+        )
 
     def _ending(self) -> str | None:
         """Return how the child ended, None while it lives. It is not waited for yet: see `kill`."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kestrel_stack.consumer import park
+from kestrel_stack.consumer import park, sentry
 from kestrel_stack.consumer.log import Log, Writer
 from kestrel_stack.consumer.retry import next_delay
 from kestrel_stack.consumer.runner import ChildFailed, Outcome, Runner
@@ -83,6 +83,7 @@ class Worker:
         signals: Signals,
         writer: Writer,
         limits: Limits,
+        reporter: sentry.Reporter | None = None,
         started: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -93,6 +94,7 @@ class Worker:
         self._writer = writer
         self._log = Log(writer)
         self._limits = limits
+        self._reporter = reporter
         self._clock = clock
         self._started = clock() if started is None else started
         self._away: set[Server] = set()
@@ -231,8 +233,11 @@ class Worker:
             envelope = Envelope.decode(reservation.body)
         except InvalidEnvelope as exc:
             log = self._log.bind(queue=reservation.queue)
+            self._runner.kept.clear()
             end = End("parked", str(exc))
-            record = park.record(reservation.body, end.reason, None, None)
+            tags: dict[str, object] = {"queue": reservation.queue}
+            sentry_event = self._report("InvalidEnvelope", str(exc), "error", tags, "")
+            record = park.record(reservation.body, str(exc), None, None, sentry_event)
             lost = self._written(lambda: self._queue.park(reservation, record), log)
             end = lost or end
             getattr(log, end.level)(
@@ -307,6 +312,7 @@ class Worker:
                 log,
                 self._queue.fileno,
                 look_at_connection,
+                delays=rules.retry_delays,
                 memory=self._limits.memory is not None,
             )
             if not outcome.died or last or lost:
@@ -326,13 +332,39 @@ class Worker:
             delay = next_delay(envelope.attempt, delays, wanted)
         if outcome.asks == "retry":
             reason = _asked(outcome.delay, delays)
+        tags: dict[str, object] = {
+            "job": envelope.job,
+            "queue": reservation.queue,
+            "tenant": envelope.tenant,
+            "attempt": envelope.attempt,
+        }
+        sentry_event = self._reported(outcome, "error" if delay is None else "warning", tags)
         if delay is None:
-            record = park.record(reservation.body, reason, envelope, outcome.error)
+            record = park.record(reservation.body, reason, envelope, outcome.error, sentry_event)
             lost = self._written(lambda: self._queue.park(reservation, record), log)
             return lost or End("parked", reason)
         body = again(reservation.body, now_ms() + delay * 1000)
         lost = self._written(lambda: self._queue.later(reservation, body, delay), log, "put off")
         return lost or End("retry", reason, delay)
+
+    def _reported(self, outcome: Outcome, level: str, tags: dict[str, object]) -> str | None:
+        """Report a failed job, unless the child has; return the event's id."""
+        if outcome.sentry_event is not None or self._reporter is None:
+            return outcome.sentry_event
+        if outcome.event is not None:
+            return self._reporter.report(outcome.event)
+        error = outcome.error or {}
+        return self._report(error.get("class", "Error"), outcome.reason, level, tags, error.get("stack", ""))
+
+    def _report(self, kind: str, reason: str, level: str, tags: dict[str, object], stack: str) -> str | None:
+        """Report what no child can report: its death, a job that took too long, an item that is no job."""
+        if self._reporter is None:
+            return None
+        lines = [(at, "debug", event, fields) for at, event, fields in self._runner.kept.lines()]
+        extra = {"stderr": stack} if stack else {}
+        return self._reporter.report(
+            sentry.make_event(kind, reason, level=level, tags=tags, crumbs=lines, extra=extra)
+        )
 
     def _check_child(self, outcome: Outcome) -> None:
         limit = self._limits.memory
