@@ -173,6 +173,15 @@ $registry->job('KillSelf', static function (array $data, Context $context) use (
     $note('done', $context->id);
 });
 
+// Dies of SIGKILL in so many of a hundred runs.
+$registry->job('Deadly', static function (array $data, Context $context) use ($note): void {
+    $note('begun', $context->id);
+    if (random_int(0, 99) < $data['percent']) {
+        posix_kill(getmypid(), SIGKILL);
+    }
+    $note('done', $context->id);
+});
+
 $registry->job('Garbage', static function (array $data, Context $context) use ($note): void {
     fwrite(STDOUT, str_repeat(implode('', array_map(chr(...), range(0, 255))), 2000));
     fwrite(STDERR, random_bytes(100_000));

@@ -7,13 +7,13 @@ import base64
 import contextlib
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
 import time
 
-from kestrel_stack.consumer import Registry
-from kestrel_stack.consumer.retry import Park, Retry
+from kestrel_stack.consumer import Park, Registry, Retry
 
 registry = Registry()
 FOLDER = pathlib.Path(os.environ["TEST_FOLDER"])
@@ -168,6 +168,15 @@ def kill_self(data, context):
     """Die of SIGKILL, as often as told."""
     note("begun", f"{context.id} {context.attempt}")
     if len((FOLDER / "begun").read_text().split(context.id)) - 1 <= data.get("times", 1000):
+        os.kill(os.getpid(), signal.SIGKILL)
+    note("done", context.id)
+
+
+@registry.job("Deadly")
+def deadly(data, context):
+    """Die of SIGKILL in so many of a hundred runs."""
+    note("begun", context.id)
+    if random.random() * 100 < data["percent"]:
         os.kill(os.getpid(), signal.SIGKILL)
     note("done", context.id)
 

@@ -114,7 +114,11 @@ class WorkerProcess:
     def records(self) -> list[dict]:
         """The whole lines of a log that is JSON."""
         *lines, _ = self.log_file.read_bytes().split(b"\n")
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError:
+            text = self.log[-4000:]
+            raise AssertionError(f"a line of the worker's log is not JSON; it ends with:\n{text}") from None
 
     def events(self, event: str) -> list[dict]:
         return [record for record in self.records if record["event"] == event]
