@@ -37,7 +37,8 @@ final class KestrelQueue implements JobQueue
     private int $heldConnection = 0;
 
     /**
-     * The queue `$name` (as the servers know it) on `$servers`; the visits begin at server `$start` mod N.
+     * The queue `$name` (as the servers know it) on `$servers`; the visits begin at server `$start` mod N. `$errors` is
+     * where `park` writes, by default the queue's error queue.
      *
      * @param non-empty-list<Server> $servers
      * @param ?\Closure(Server): Client $connect makes a client; by default a StreamClient
@@ -48,9 +49,10 @@ final class KestrelQueue implements JobQueue
         int $start = 0,
         private readonly float $dwell = self::DWELL,
         ?\Closure $connect = null,
+        ?string $errors = null,
     ) {
         $this->name = Names::check($name);
-        $this->errors = Names::errors($name);
+        $this->errors = $errors === null ? Names::errors($name) : Names::check($errors);
         $this->rotation = new Rotation($servers, $start);
         $this->asked = $this->rotation->current();
         $this->connect = $connect ?? static fn (Server $server): Client => new StreamClient($server);

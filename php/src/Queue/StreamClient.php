@@ -4,10 +4,8 @@ declare(strict_types=1);
 
 namespace KestrelStack\Queue;
 
-use KestrelStack\Queue\Errors\ProtocolError;
 use KestrelStack\Queue\Errors\QueueFull;
 use KestrelStack\Queue\Errors\ReservationLost;
-use KestrelStack\Queue\Errors\ServerUnavailable;
 
 /**
  * A client for the memcache protocol as Kestrel speaks it, over a stream socket; needs no extension.
@@ -16,23 +14,14 @@ use KestrelStack\Queue\Errors\ServerUnavailable;
  */
 final class StreamClient implements Client
 {
-    /** An answer that announces more than this is taken for nonsense, before memory is taken for it. */
-    public const MAX_ITEM_BYTES = 256 * 1024 * 1024;
-
-    private const MAX_LINE = 64 * 1024;
-    private const CHUNK = 64 * 1024;
-
-    /** @var ?resource */
-    private $stream = null;
-    private string $buffer = '';
-    private float $deadline = INF;
-    private int $connection = 0;
+    private readonly Connection $wire;
 
     public function __construct(
         private readonly Server $server,
         private float $connectTimeout = self::CONNECT_TIMEOUT,
         private float $readTimeout = self::READ_TIMEOUT,
     ) {
+        $this->wire = new Connection($server);
     }
 
     public function server(): Server
@@ -44,7 +33,7 @@ final class StreamClient implements Client
     {
         $seconds = self::expiry($expires);
         $this->send('set ' . Names::check($queue) . " 0 $seconds " . strlen($data) . "\r\n$data\r\n");
-        $line = $this->line();
+        $line = $this->wire->line();
         if ($line === 'NOT_STORED') {
             throw new QueueFull(
                 "$this->server refused the item for $queue: the queue is full or the item too large.",
@@ -67,12 +56,12 @@ final class StreamClient implements Client
             throw new ReservationLost("The connection to $this->server that held an item of $queue is gone.");
         }
         $this->send("get $key\r\n", max(0.0, $wait), $sameConnection);
-        $line = $this->line();
+        $line = $this->wire->line();
         if ($line === 'END') {
             return null;
         }
         $data = $this->value($line);
-        $this->expect($this->line(), 'END');
+        $this->expect($this->wire->line(), 'END');
         return $data;
     }
 
@@ -100,8 +89,8 @@ final class StreamClient implements Client
     public function version(): string
     {
         $this->send("version\r\n");
-        $line = $this->line();
-        $this->expect(strtok($line, ' '), 'VERSION', $line);
+        $line = $this->wire->line();
+        $this->expect(explode(' ', $line)[0], 'VERSION', $line);
         return substr($line, strlen('VERSION '));
     }
 
@@ -109,9 +98,9 @@ final class StreamClient implements Client
     public function status(): string
     {
         $this->send("status\r\n");
-        $line = $this->line();
+        $line = $this->wire->line();
         if (!in_array($line, ['UP', 'READONLY', 'QUIESCENT', 'DOWN'], true)) {
-            $this->unexpected($line);
+            $this->wire->unexpected($line);
         }
         return $line;
     }
@@ -120,7 +109,7 @@ final class StreamClient implements Client
     {
         $this->send("stats\r\n");
         $found = [];
-        while (($line = $this->line()) !== 'END') {
+        while (($line = $this->wire->line()) !== 'END') {
             $parts = explode(' ', $line, 3);
             $this->expect($parts[0], 'STAT', $line);
             $found[$parts[1] ?? ''] = $parts[2] ?? '';
@@ -141,39 +130,22 @@ final class StreamClient implements Client
 
     public function connection(): int
     {
-        return $this->connection;
+        return $this->wire->number();
     }
 
-    /**
-     * Says whether the connection stands, without sending anything.
-     *
-     * Between two commands a server has nothing to say: what can be read then is the connection's end, or the late half
-     * of an answer that nobody waits for any more.
-     */
     public function connected(): bool
     {
-        if ($this->stream === null) {
-            return false;
-        }
-        if ($this->buffer !== '' || @fread($this->stream, 1) !== '' || stream_get_meta_data($this->stream)['eof']) {
-            $this->disconnect();
-            return false;
-        }
-        return true;
+        return $this->wire->isOpen();
     }
 
     public function stream()
     {
-        return $this->stream;
+        return $this->wire->stream();
     }
 
     public function disconnect(): void
     {
-        if ($this->stream !== null) {
-            fclose($this->stream);
-        }
-        $this->stream = null;
-        $this->buffer = '';
+        $this->wire->close();
     }
 
     /**
@@ -207,167 +179,35 @@ final class StreamClient implements Client
             . ($peek ? '/peek' : '');
     }
 
-    private function connect(): void
-    {
-        $context = stream_context_create(['socket' => ['tcp_nodelay' => true]]);
-        $address = "tcp://{$this->server->address()}:{$this->server->port}";
-        error_clear_last();
-        $made = @stream_socket_client(
-            $address,
-            $code,
-            $message,
-            max(0.001, $this->connectTimeout),
-            STREAM_CLIENT_CONNECT,
-            $context,
-        );
-        if ($made === false) {
-            // A host that cannot be resolved has no code, and its reason only in PHP's warning.
-            $said = $message !== '' ? $message : (error_get_last()['message'] ?? 'no reason');
-            $said = preg_replace('/^.*getaddrinfo for \S+ failed: /', '', $said);
-            throw new ServerUnavailable("$this->server is not reachable: " . ucfirst((string) $said) . '.');
-        }
-        stream_set_blocking($made, false);
-        stream_set_read_buffer($made, 0);
-        stream_set_write_buffer($made, 0);
-        if (function_exists('socket_import_stream')) {
-            $socket = @socket_import_stream($made);
-            if ($socket instanceof \Socket) {
-                // A server that lost its power says nothing; a minute later its connection counts as gone.
-                @socket_set_option($socket, SOL_SOCKET, SO_KEEPALIVE, 1);
-                foreach ([['TCP_KEEPIDLE', 30], ['TCP_KEEPINTVL', 10], ['TCP_KEEPCNT', 3]] as [$option, $value]) {
-                    if (defined($option)) {
-                        @socket_set_option($socket, SOL_TCP, constant($option), $value);
-                    }
-                }
-            }
-        }
-        $this->stream = $made;
-        $this->buffer = '';
-        $this->connection++;
-    }
-
     /** Sends a request and starts the clock for its answer: `$extra` seconds and the usual limit. */
     private function send(string $request, float $extra = 0.0, bool $sameConnection = false): void
     {
-        if (!$sameConnection && !$this->connected()) {
-            $this->connect();
+        if (!$sameConnection && !$this->wire->isOpen()) {
+            $this->wire->open($this->connectTimeout);
         }
-        $this->deadline = Clock::now() + $this->readTimeout + $extra;
-        $size = strlen($request);
-        $sent = 0;
-        while ($sent < $size) {
-            $count = @fwrite($this->stream, $sent === 0 ? $request : substr($request, $sent, 1024 * 1024));
-            if ($count === false) {
-                $this->gone('the server closed the connection');
-            }
-            $sent += $count;
-            if ($sent < $size) {
-                $this->await(forWriting: true);
-            }
-        }
+        $this->wire->send($request, $this->readTimeout + $extra);
     }
 
     private function command(string $request, string $answer): void
     {
         $this->send("$request\r\n");
-        $this->expect($this->line(), $answer);
-    }
-
-    /** Returns the next line of the answer without its end. */
-    private function line(): string
-    {
-        $start = 0;
-        while (($end = strpos($this->buffer, "\n", $start)) === false) {
-            $start = strlen($this->buffer);
-            if ($start > self::MAX_LINE) {
-                $this->unexpected($this->buffer);
-            }
-            $this->receive();
-        }
-        $line = substr($this->buffer, 0, $end > 0 && $this->buffer[$end - 1] === "\r" ? $end - 1 : $end);
-        $this->buffer = substr($this->buffer, $end + 1);
-        return $line;
+        $this->expect($this->wire->line(), $answer);
     }
 
     /** Returns the data that follows a `VALUE <key> 0 <bytes>` line. */
     private function value(string $header): string
     {
         $parts = explode(' ', $header);
-        if ($parts[0] !== 'VALUE' || count($parts) !== 4 || !ctype_digit($parts[3]) || strlen($parts[3]) > 12) {
-            $this->unexpected($header);
+        if ($parts[0] !== 'VALUE' || count($parts) !== 4) {
+            $this->wire->unexpected($header);
         }
-        $size = (int) $parts[3];
-        if ($size > self::MAX_ITEM_BYTES) {
-            $this->unexpected($header);
-        }
-        while (strlen($this->buffer) < $size + 2) {
-            $this->receive();
-        }
-        if (substr_compare($this->buffer, "\r\n", $size, 2) !== 0) {
-            $this->unexpected(substr($this->buffer, $size, 20));
-        }
-        $data = substr($this->buffer, 0, $size);
-        $this->buffer = substr($this->buffer, $size + 2);
-        return $data;
+        return $this->wire->data($parts[3], $header);
     }
 
-    /** Waits for more of the answer and reads it. */
-    private function receive(): void
-    {
-        do {
-            $this->await(forWriting: false);
-            $received = @fread($this->stream, self::CHUNK);
-            if ($received === false || ($received === '' && stream_get_meta_data($this->stream)['eof'])) {
-                $this->gone('the server closed the connection');
-            }
-        } while ($received === '');
-        $this->buffer .= $received;
-    }
-
-    private function await(bool $forWriting): void
-    {
-        while (true) {
-            $left = $this->deadline - Clock::now();
-            if ($left <= 0) {
-                $this->gone('timed out');
-            }
-            $read = $forWriting ? null : [$this->stream];
-            $write = $forWriting ? [$this->stream] : null;
-            $except = null;
-            $seconds = (int) $left;
-            // A signal interrupts the wait; its handler has run by then.
-            $ready = @stream_select($read, $write, $except, $seconds, (int) (($left - $seconds) * 1e6));
-            if ($ready > 0) {
-                return;
-            }
-            if ($ready === false) {
-                usleep(500);
-                return;
-            }
-        }
-    }
-
-    private function expect(string|false $word, string $wanted, ?string $line = null): void
+    private function expect(string $word, string $wanted, ?string $line = null): void
     {
         if ($word !== $wanted) {
-            $this->unexpected($line ?? (string) $word);
+            $this->wire->unexpected($line ?? $word);
         }
-    }
-
-    private function unexpected(string $line): never
-    {
-        $this->disconnect();
-        $shown = Text::quote($line);
-        if (str_starts_with($line, 'SERVER_ERROR')) {
-            // This is how a server answers that was told to be read-only or quiescent.
-            throw new ServerUnavailable("$this->server refused with $shown; its status is not UP.");
-        }
-        throw new ProtocolError("$this->server answered $shown, which was not expected.");
-    }
-
-    private function gone(string $reason): never
-    {
-        $this->disconnect();
-        throw new ServerUnavailable("$this->server gave no answer: $reason.");
     }
 }
