@@ -30,6 +30,9 @@ final class Child
     private ?int $number = null;
     /** Whether the parent wants to know how large this process is. */
     private bool $memory = false;
+    /** Sentry's level of the job in hand if it fails; null when nobody wants to know. */
+    private ?string $level = null;
+    private ?Reporting $reporting = null;
     /** Memory that is given back when PHP has none left, so that this can still be told. */
     private ?string $reserve = null;
 
@@ -74,10 +77,12 @@ final class Child
             return 0;
         }
         $this->pipe->send(['type' => 'ready', 'jobs' => $this->registry->names()]);
+        $this->reporting = $this->reporting();
         while (($message = $this->pipe->receive()) !== null) {
             [$head, $body] = $message;
             $this->number = (int) $head['number'];
             $this->memory = (bool) ($head['memory'] ?? false);
+            $this->level = $head['level'] ?? null;
             $this->answer($this->run($head, $body));
         }
         return 0;
@@ -98,7 +103,8 @@ final class Child
             return ['message' => "the file may not be read by this user: $file", 'stack' => ''];
         }
         try {
-            $found = (static fn (): mixed => require $file)();
+            // Without the scope of this class, which is none of the application's business.
+            $found = \Closure::bind(static fn (): mixed => require $file, null, null)();
         } catch (\Throwable $thrown) {
             $message = Text::className($thrown) . ': ' . self::message($thrown)
                 . " ({$thrown->getFile()} line {$thrown->getLine()})";
@@ -130,6 +136,16 @@ final class Child
         $of = ['queue' => $head['queue'], 'job' => $job['job'], 'id' => $job['id'], 'tenant' => $job['tenant']]
             + ['attempt' => $attempt];
         $pipe = $this->pipe;
+        $reporting = $this->level === null ? null : $this->reporting;
+        $release = self::variable('KESTREL_STACK_RELEASE');
+        $reporting?->begin([
+            'job' => $job['job'],
+            'queue' => $head['queue'],
+            'tenant' => $job['tenant'],
+            'attempt' => $attempt,
+            'release' => $release,
+            'job_id' => $job['id'],
+        ]);
         $context = new Context(
             job: $job['job'],
             id: $job['id'],
@@ -138,9 +154,14 @@ final class Child
             enqueuedAt: (int) $job['enqueued_at'],
             trace: $job['trace'] ?? null,
             environment: self::variable('KESTREL_STACK_ENVIRONMENT'),
-            release: self::variable('KESTREL_STACK_RELEASE'),
-            log: new Log(static function (string $level, string $event, array $fields) use ($pipe, $of): void {
+            release: $release,
+            log: new Log(static function (string $level, string $event, array $fields) use (
+                $pipe,
+                $of,
+                $reporting,
+            ): void {
                 $pipe->log($of, $level, $event, $fields);
+                $reporting?->crumb($level, $event, $fields);
             }),
             queue: $head['queue'],
         );
@@ -185,9 +206,9 @@ final class Child
                 throw new \LogicException('what is registered around jobs has not run the job');
             }
             // Caught by what is around it, which must not make a failure a success.
-            return $thrown === null ? ['outcome' => 'done'] : self::failure($thrown);
+            return $thrown === null ? ['outcome' => 'done'] : $this->failure($thrown);
         } catch (\Throwable $raised) {
-            $answer = self::failure($raised);
+            $answer = $this->failure($raised);
             if ($begun && $raised !== $thrown) {
                 // Clearing failed: what was set for this tenant must not be there for the next one.
                 $answer['replace'] = true;
@@ -217,23 +238,54 @@ final class Child
      *
      * @return array<string, mixed>
      */
-    private static function failure(\Throwable $thrown): array
+    private function failure(\Throwable $thrown): array
     {
-        $answer = [
-            'outcome' => 'failed',
-            'error' => [
-                'class' => Text::className($thrown),
-                'message' => self::message($thrown),
-                'stack' => self::stack($thrown),
-            ],
-            'frames' => self::frames($thrown),
+        $error = [
+            'class' => Text::className($thrown),
+            'message' => self::message($thrown),
+            'stack' => self::stack($thrown),
         ];
+        $answer = ['outcome' => 'failed', 'error' => $error] + $this->reported($thrown, $error);
         if ($thrown instanceof Park) {
             $answer += ['asks' => 'park', 'reason' => Text::head($thrown->reason, self::MAX_MESSAGE)];
         } elseif ($thrown instanceof Retry) {
             $answer += ['asks' => 'retry', 'delay' => $thrown->delay];
         }
         return $answer;
+    }
+
+    private function reporting(): ?Reporting
+    {
+        $dsn = self::variable('SENTRY_DSN');
+        if ($dsn === null) {
+            return null;
+        }
+        if (!SdkReporting::isThere()) {
+            return new OwnReporting();
+        }
+        $environment = self::variable('KESTREL_STACK_ENVIRONMENT');
+        return new SdkReporting($this->pipe, $dsn, $environment, self::variable('KESTREL_STACK_RELEASE'));
+    }
+
+    /**
+     * Report the failure of the job in hand; return what the result says of that.
+     *
+     * @param array{class: string, message: string, stack: string} $error
+     * @return array<string, mixed>
+     */
+    private function reported(?\Throwable $thrown, array $error): array
+    {
+        if ($this->reporting === null || $this->level === null) {
+            return [];
+        }
+        $level = $thrown instanceof Park ? 'error' : $this->level;
+        try {
+            return $this->reporting->failed($thrown, $error, $level);
+        } catch (\Throwable $exc) {
+            // The job's own error counts, and not that of a library which was to report it.
+            fwrite(STDERR, 'not reported to Sentry: ' . Text::className($exc) . "\n");
+            return [];
+        }
     }
 
     /** Tell the parent about a job, or an application, that ended the process: exit() or a fatal error. */
@@ -260,13 +312,11 @@ final class Child
             return;
         }
         $stack = Text::clean("$class: $message" . ($where === '' ? '' : "\n  in $where"));
-        $this->answer([
-            'outcome' => 'failed',
-            'error' => ['class' => $class, 'message' => $message, 'stack' => $stack],
-            'frames' => [],
-            'replace' => true,
-            'ends' => true,
-        ]);
+        $error = ['class' => $class, 'message' => $message, 'stack' => $stack];
+        $this->answer(
+            ['outcome' => 'failed', 'error' => $error, 'replace' => true, 'ends' => true]
+                + $this->reported(null, $error),
+        );
     }
 
     private function leaveSignalsToParent(): void
@@ -285,7 +335,7 @@ final class Child
         }
         // This is how the parent ends a job that takes too long: where it hangs is printed for the record.
         pcntl_signal(SIGABRT, static function (): void {
-            fwrite(STDERR, "Stack of the job that is aborted:\n" . (new \Exception())->getTraceAsString() . "\n");
+            fwrite(STDERR, 'It is aborted' . Stack::text(new \Exception()) . "\n");
             posix_kill(getmypid(), SIGKILL);
         });
     }
@@ -301,30 +351,10 @@ final class Child
         $text = '';
         for ($at = $thrown, $turn = 0; $at !== null && $turn < 10; $at = $at->getPrevious(), $turn++) {
             $text .= $turn > 0 ? "\n\nCaused by " : '';
-            $text .= Text::className($at) . ': ' . self::message($at) . "\n  in {$at->getFile()} line {$at->getLine()}\n"
-                . $at->getTraceAsString();
+            $text .= Text::className($at) . ': ' . self::message($at) . Stack::text($at);
         }
         // The beginning says where it happened.
         return Text::head($text, self::MAX_STACK);
-    }
-
-    /**
-     * Return the places of the stack as Sentry groups errors by them, the innermost last.
-     *
-     * @return list<array<string, mixed>>
-     */
-    private static function frames(\Throwable $thrown): array
-    {
-        $frames = [];
-        $file = $thrown->getFile();
-        $line = $thrown->getLine();
-        foreach (array_slice($thrown->getTrace(), 0, 50) as $caller) {
-            $function = ($caller['class'] ?? '') . ($caller['type'] ?? '') . $caller['function'];
-            $frames[] = ['filename' => Text::clean($file), 'lineno' => $line, 'function' => Text::clean($function)];
-            $file = $caller['file'] ?? '[internal]';
-            $line = $caller['line'] ?? 0;
-        }
-        return array_reverse($frames);
     }
 
     /** Return the memory that this process occupies, in bytes. */

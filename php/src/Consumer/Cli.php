@@ -42,7 +42,8 @@ final class Cli
                 return self::EX_OK;
             }
             $plan = self::plan($flags, $environ);
-        } catch (UsageError | QueueError $exc) {
+            $plan->sentryDsn === null || Sentry::at($plan->sentryDsn);
+        } catch (UsageError | QueueError | \InvalidArgumentException $exc) {
             fwrite(STDERR, 'consumer: ' . Text::printable($exc->getMessage()) . "\n");
             return self::unusable($started, $environ);
         }
@@ -117,8 +118,16 @@ final class Cli
         if ($plan->environment !== null) {
             $forChild['KESTREL_STACK_ENVIRONMENT'] = $plan->environment;
         }
-        $runner = new Runner($plan->app, $log, $signals, $forChild);
-        $reporter = Reporter::from($plan, $environ, $log);
+        $reporter = null;
+        if ($plan->sentryDsn !== null) {
+            $forChild['SENTRY_DSN'] = $plan->sentryDsn;
+            $reporter = new Reporter($plan->sentryDsn, $log, [
+                'release' => $environ['KESTREL_STACK_RELEASE'] ?? null,
+                'environment' => $plan->environment,
+                'server_name' => $plan->host,
+            ]);
+        }
+        $runner = new Runner($plan->app, $log, $signals, $forChild, reporter: $reporter);
         $queues = [];
         foreach (array_keys($plan->rules) as $name) {
             $queues[] = new KestrelQueue((string) $name, $plan->servers, $plan->start);

@@ -8,13 +8,14 @@ namespace KestrelStack\Consumer;
  * How a run of a job ended; $error is that of the parked record, $memory the child's in bytes, if it was asked for.
  *
  * $asks is "park" or "retry" when the job said so, $delay the one it asked for. $died when the child did, $replace
- * when the child must not do another job. $frames are the places of the stack, for Sentry.
+ * when the child must not do another job. $event is what
+ * Sentry is to be told, and $eventId what the application's own client has told it.
  */
 final class Outcome
 {
     /**
      * @param ?array{class: string, message: string, stack: string} $error
-     * @param list<array<string, mixed>> $frames
+     * @param ?array<string, mixed> $event
      */
     public function __construct(
         public readonly bool $done,
@@ -25,7 +26,8 @@ final class Outcome
         public readonly ?int $delay = null,
         public readonly bool $died = false,
         public readonly bool $replace = false,
-        public readonly array $frames = [],
+        public readonly ?array $event = null,
+        public readonly ?string $eventId = null,
     ) {
     }
 }

@@ -41,12 +41,12 @@ final class Pipe
      *
      * @param array<string, mixed> $head
      */
-    public function send(array $head): bool
+    public function send(array $head, string $body = ''): bool
     {
         if (!$this->isOurs()) {
             return false;
         }
-        $data = Frames::encode($head);
+        $data = Frames::encode($head, $body);
         while ($data !== '') {
             $written = @fwrite($this->stream, $data);
             if ($written === false || $written === 0) {

@@ -51,6 +51,7 @@ final class Runner
         private readonly Signals $signals,
         private readonly array $environ,
         private readonly float $startTimeout = self::START_TIMEOUT,
+        private readonly ?Reporter $reporter = null,
     ) {
         $this->output = new Output($log);
         $this->frames = new Frames();
@@ -85,7 +86,7 @@ final class Runner
     public function start(): void
     {
         $command = [
-            ...$this->dieWithParent(),
+            ...self::dieWithParent(),
             PHP_BINARY,
             // What PHP says of errors goes to the output of the job that they belong to, and no argument of a
             // call, which may be a secret, into a stack.
@@ -142,7 +143,7 @@ final class Runner
      * Have the child do the job in $body, an item of $queue; after $timeout seconds it is killed.
      *
      * $watch returns a stream to look at as well, and $onEvent is called when something came of it. With $memory the
-     * outcome tells the child's size.
+     * outcome tells the child's size; $level is Sentry's, for a failure that is to be reported.
      *
      * @param \Closure(): mixed $watch
      * @param \Closure(): void $onEvent
@@ -155,11 +156,12 @@ final class Runner
         \Closure $watch,
         \Closure $onEvent,
         bool $memory = false,
+        ?string $level = null,
     ): Outcome {
         $this->number++;
         $this->output->begin($log);
         $deadline = self::now() + $timeout;
-        $head = ['type' => 'run', 'number' => $this->number, 'queue' => $queue, 'memory' => $memory];
+        $head = ['type' => 'run', 'number' => $this->number, 'queue' => $queue, 'memory' => $memory, 'level' => $level];
         $this->handOver(Frames::encode($head, $body), $deadline);
         $message = $this->await($deadline, $watch, $onEvent);
         if ($message !== null) {
@@ -343,8 +345,8 @@ final class Runner
                 return;
             }
             try {
-                foreach ($this->frames->feed($data) as [$message]) {
-                    $this->sort($message);
+                foreach ($this->frames->feed($data) as [$message, $body]) {
+                    $this->sort($message, $body);
                 }
             } catch (BrokenFrame $broken) {
                 $this->broken = $broken->getMessage();
@@ -356,12 +358,14 @@ final class Runner
     }
 
     /** @param array<string, mixed> $message */
-    private function sort(array $message): void
+    private function sort(array $message, string $body): void
     {
         $kind = $message['type'] ?? null;
         if ($kind === 'log') {
             $this->output->drain();
             $this->logForJob($message);
+        } elseif ($kind === 'envelope') {
+            $this->reporter?->pass($body);
         } elseif (
             $kind === 'ready' || $kind === 'unusable'
             || ($kind === 'result' && ($message['number'] ?? null) === $this->number)
@@ -419,7 +423,8 @@ final class Runner
             $message['asks'] ?? null,
             is_int($message['delay'] ?? null) ? $message['delay'] : null,
             replace: (bool) ($message['replace'] ?? false),
-            frames: is_array($message['frames'] ?? null) ? array_values($message['frames']) : [],
+            event: is_array($message['report'] ?? null) ? $message['report'] : null,
+            eventId: is_string($message['sentry_event'] ?? null) ? $message['sentry_event'] : null,
         );
     }
 
@@ -479,11 +484,11 @@ final class Runner
     }
 
     /**
-     * Return the command that has the kernel kill the child when this process dies, however that happens.
+     * Return the command that has the kernel kill a process when this one dies, however that happens.
      *
      * @return list<string>
      */
-    private function dieWithParent(): array
+    public static function dieWithParent(): array
     {
         return is_executable(self::SETPRIV) ? [self::SETPRIV, '--pdeathsig', 'KILL', '--'] : [];
     }

@@ -78,6 +78,7 @@ final class Worker
     private function turn(): void
     {
         $this->heedSignals();
+        $this->reporter?->tend();
         if (!$this->childReady()) {
             return;
         }
@@ -172,6 +173,7 @@ final class Worker
             if (!$holding) {
                 // The child would get a copy of the connection, and keep open what is closed here.
                 $this->queue->drop();
+                $this->reporter?->start();
             }
             try {
                 $this->runner->start();
@@ -262,7 +264,7 @@ final class Worker
         $fields['wait_ms'] = max(0, $now - ($envelope->dueAt ?? $envelope->enqueuedAt));
         $began = self::now();
         $lost = false;
-        $outcome = $this->do($reservation, $log, $lost);
+        $outcome = $this->do($reservation, $envelope, $log, $lost);
         $fields['run_ms'] = (int) round((self::now() - $began) * 1000);
         if ($outcome === null) {
             $end = $this->toldToStop();
@@ -310,7 +312,7 @@ final class Worker
      * second child before it is blamed. Kestrel counts no deliveries: only the worker that holds the item can count
      * these.
      */
-    private function do(Reservation $reservation, Log $log, bool &$lost): ?Outcome
+    private function do(Reservation $reservation, Envelope $envelope, Log $log, bool &$lost): ?Outcome
     {
         $rules = $this->rules[$reservation->queue];
         $lookAtConnection = function () use ($reservation, $log, &$lost): void {
@@ -320,6 +322,7 @@ final class Worker
             }
         };
         $this->runner->kept->clear();
+        $again = $envelope->attempt <= count($rules->retryDelays);
         $run = 1;
         while (true) {
             if ($this->writer->debug) {
@@ -334,6 +337,7 @@ final class Worker
                 $this->queue->stream(...),
                 $lookAtConnection,
                 $this->limits->memory !== null,
+                $this->reporter === null ? null : ($again ? 'warning' : 'error'),
             );
             if (!$outcome->died || $run === 2 || $lost) {
                 break;
@@ -361,7 +365,7 @@ final class Worker
             $delay = Retry::nextDelay($envelope->attempt, $delays, $outcome->delay);
         }
         if ($delay === null) {
-            $event = $this->reporter?->report('error', $reservation, $envelope, $reason, $outcome, $this->runner->kept);
+            $event = $this->reported('error', $reservation, $envelope, $outcome);
             $record = (new ParkedRecord(
                 reason: $reason,
                 body: $reservation->body,
@@ -372,10 +376,42 @@ final class Worker
             return $this->written(fn () => $this->queue->park($reservation, $record), $log)
                 ?? new End('parked', $reason);
         }
-        $this->reporter?->report('warning', $reservation, $envelope, $reason, $outcome, $this->runner->kept);
+        $this->reported('warning', $reservation, $envelope, $outcome);
         $body = Envelope::again($reservation->body, (int) (microtime(true) * 1000) + $delay * 1000);
         return $this->written(fn () => $this->queue->later($reservation, $body, $delay), $log)
             ?? new End('retry', $reason, $delay);
+    }
+
+    /** Tell Sentry, if there is one; return its id of that. */
+    private function reported(string $level, Reservation $reservation, Envelope $envelope, Outcome $outcome): ?string
+    {
+        if ($this->reporter === null || $outcome->eventId !== null) {
+            return $outcome->eventId;
+        }
+        $event = $outcome->event;
+        if ($event === null && $outcome->error !== null) {
+            // The child could not tell: it died, hung, or has no job of this name.
+            $lines = array_map(
+                static fn (array $line): array => [$line[0], 'debug', $line[1], $line[2]],
+                $this->runner->kept->lines(),
+            );
+            $event = Sentry::event(
+                $outcome->error['class'],
+                $outcome->error['message'],
+                $level,
+                [
+                    'job' => $envelope->job,
+                    'queue' => $reservation->queue,
+                    'tenant' => $envelope->tenant,
+                    'attempt' => $envelope->attempt,
+                    'release' => $this->reporter->release(),
+                    'job_id' => $envelope->id,
+                ],
+                lines: $lines,
+                stack: $outcome->error['stack'],
+            );
+        }
+        return $event === null ? null : $this->reporter->report(['level' => $level] + $event);
     }
 
     private function checkChild(Outcome $outcome): void
