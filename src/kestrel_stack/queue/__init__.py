@@ -6,6 +6,12 @@
 
     producer = Producer.from_settings(tenant="acme")
     producer.enqueue("HelloWorld", {"name": "Ada"})
+
+In an application's tests the queue is in memory, and nothing has to run::
+
+    queue = Queue.open("memory://tests/shop")
+    Producer.on(queue, tenant="acme").enqueue("HelloWorld", {"name": "Ada"}, queue="hello_world")
+    assert Envelope.decode(queue.peek("hello_world")).data == {"name": "Ada"}
 """
 
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord
