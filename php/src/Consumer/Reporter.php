@@ -47,17 +47,15 @@ final class Reporter
         return $this->about['release'] ?? null;
     }
 
-    /**
-     * Start the process, unless it runs. As with a worker's child, no connection should be open then.
-     */
-    public function start(): void
+    /** Start the process, unless it runs or has ended a moment ago. */
+    private function start(): void
     {
         if ($this->socket !== null || hrtime(true) / 1e9 < $this->notBefore) {
             return;
         }
         $this->notBefore = hrtime(true) / 1e9 + self::START_AGAIN;
         $this->reap();
-        $command = [...Runner::dieWithParent(), PHP_BINARY, dirname(__DIR__, 2) . '/bin/consumer-sentry'];
+        $command = Program::of(2, [PHP_BINARY, dirname(__DIR__, 2) . '/bin/consumer-sentry']);
         $process = @proc_open($command, [['socket'], ['file', '/dev/null', 'w'], ['file', '/dev/null', 'w']], $pipes);
         if ($process === false) {
             $this->log->warning('errors are not reported', ['error' => 'the process for it could not be started']);
@@ -87,6 +85,7 @@ final class Reporter
     /** Have an envelope sent some time. */
     public function pass(string $envelope): void
     {
+        $this->start();
         $this->tend();
         if ($this->socket === null || $this->waiting >= self::MAX_WAITING) {
             $this->dropped++;

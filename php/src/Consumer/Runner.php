@@ -21,7 +21,6 @@ final class Runner
     /** Seconds after which a wait looks around by itself: a signal may come just before a wait begins. */
     private const LOOK_AROUND = 1.0;
     private const CHUNK = 256 * 1024;
-    private const SETPRIV = '/usr/bin/setpriv';
 
     /** What the job in hand, or the last one, logged below info. */
     public readonly KeptBack $kept;
@@ -77,16 +76,12 @@ final class Runner
     /**
      * Start a child and wait until it has loaded the application.
      *
-     * PHP passes all that is open on to a new process: whoever calls this has closed its connections, or has a
-     * reason to share them.
-     *
      * @throws UnusableApp
      * @throws ChildFailed when it died, took longer than its time, or the worker was told to stop meanwhile
      */
     public function start(): void
     {
-        $command = [
-            ...self::dieWithParent(),
+        $command = Program::of(Child::DESCRIPTOR, [
             PHP_BINARY,
             // What PHP says of errors goes to the output of the job that they belong to, and no argument of a
             // call, which may be a secret, into a stack.
@@ -95,7 +90,7 @@ final class Runner
             dirname(__DIR__, 2) . '/bin/consumer-child',
             (string) getmypid(),
             $this->app,
-        ];
+        ]);
         $descriptors = [
             ['file', '/dev/null', 'r'],
             $this->output->stdout(),
@@ -481,16 +476,6 @@ final class Runner
             fclose($this->socket);
             $this->socket = null;
         }
-    }
-
-    /**
-     * Return the command that has the kernel kill a process when this one dies, however that happens.
-     *
-     * @return list<string>
-     */
-    public static function dieWithParent(): array
-    {
-        return is_executable(self::SETPRIV) ? [self::SETPRIV, '--pdeathsig', 'KILL', '--'] : [];
     }
 
     private static function describe(int $status): string

@@ -91,7 +91,7 @@ final class Worker
         if ($reservation === null) {
             return;
         }
-        if ($this->signals->stop !== null || !$this->runner->alive()) {
+        if ($this->signals->stop !== null || !$this->childReady()) {
             // Not begun: it goes back to the head of its queue for the next worker.
             $this->queue->drop();
             return;
@@ -153,12 +153,8 @@ final class Worker
         $this->log->debug('log file is reopened', ['file' => $this->writer->file]);
     }
 
-    /**
-     * Have a child stand by, starting one if need be; false when TERM came first.
-     *
-     * With $holding an item is in hand, and its connection stays.
-     */
-    private function childReady(bool $holding = false): bool
+    /** Have a child stand by, starting one if need be; false when TERM came first. */
+    private function childReady(): bool
     {
         $backoff = null;
         while (!$this->runner->alive()) {
@@ -169,11 +165,6 @@ final class Worker
             if ($this->runner->pid() !== null) {
                 $this->log->warning('child died while idle', ['child' => $this->runner->pid()]);
                 $this->runner->kill();
-            }
-            if (!$holding) {
-                // The child would get a copy of the connection, and keep open what is closed here.
-                $this->queue->drop();
-                $this->reporter?->start();
             }
             try {
                 $this->runner->start();
@@ -344,13 +335,9 @@ final class Worker
             }
             $run++;
             $log->warning('child died, the job is run once more', ['reason' => $outcome->reason]);
-            if (!$this->childReady(true)) {
+            if (!$this->childReady()) {
                 return null;
             }
-        }
-        if ($run === 2 && $this->runner->alive()) {
-            // This child was started with the connection open and has a copy of it.
-            $this->runner->stop();
         }
         return $outcome;
     }
