@@ -35,6 +35,7 @@ class Output:
             os.set_blocking(self._read[stream], False)
             self._poller.register(self._read[stream], select.POLLIN)
             self._partial[stream] = b""
+        self._filenos = list(self._read.values())
 
     @property
     def stdout(self) -> int:
@@ -48,7 +49,7 @@ class Output:
 
     def filenos(self) -> list[int]:
         """Return the descriptors to wait for."""
-        return list(self._read.values())
+        return self._filenos
 
     def begin(self, log: Log) -> None:
         """Log from now on with `log`'s fields: those of the job that starts now."""

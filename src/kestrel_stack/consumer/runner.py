@@ -251,10 +251,13 @@ class Runner:
     ) -> dict[str, Any] | None:
         """Return the child's next answer; None when it died, sent nonsense, or the time is over."""
         silent_since: float | None = None
+        looked = False
         while True:
             # Looked at before its messages: what it sent before it died is then complete.
             ended = self._ending() is not None
-            self._read_messages()
+            if looked or ended:
+                self._read_messages()
+            looked = True
             if self._inbox:
                 return self._inbox.pop(0)
             if self._socket is None and silent_since is None:
@@ -278,7 +281,8 @@ class Runner:
                 if descriptor is not None:
                     self._poller.register(descriptor, select.POLLIN)
         ready = {descriptor for descriptor, _ in self._poller.poll(max(1, round(seconds * 1000)))}
-        self._output.drain()
+        if not ready.isdisjoint(self._output.filenos()):
+            self._output.drain()
         if watched in ready:
             on_event()
         if self._signals.fileno() in ready:
@@ -287,7 +291,7 @@ class Runner:
         return False
 
     def _read_messages(self) -> None:
-        while self._socket is not None and self._broken is None:
+        while self._socket is not None and self._broken is None and not self._inbox:
             try:
                 data = self._socket.recv(256 * 1024)
             except BlockingIOError:
