@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "workers in Python and, where php is installed, in PHP. "
         "Exit status: 0 every job was done, once; 1 not so.",
     )
-    one.add_argument("--quick", action="store_true", help="a short outage: about 12 seconds instead of 35")
+    one.add_argument("--quick", action="store_true", help="a short outage: about 10 seconds instead of 30")
     one.add_argument(
         "--png", type=Path, default=PICTURE, metavar="FILE", help=f"picture (default: {PICTURE})"
     )
