@@ -3,6 +3,7 @@
 import base64
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -257,3 +258,24 @@ def test_the_tenant_is_set_around_every_job_and_always_cleared(stage):
         for what, after in (("enters", " after None"), ("leaves", ""))
     ]
     assert [record["outcome"] for record in worker.events("job")] == ["done", "parked", "done"]
+
+
+def test_no_child_has_a_connection_to_the_server(stage):
+    """Not even one that is started while the worker has a job in its hands, as after a death."""
+
+    def sockets(pid):
+        links = [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
+        return {link for link in links if link.startswith("socket:")}
+
+    stage.send("KillSelf", {"times": 1})
+    stage.send("Pid")
+    stage.send("Wait")
+    with stage.worker() as worker:
+        stage.app.wait_for("begun", 3)
+        child = int(stage.app.noted("done")[1].split()[0])
+        parents = sockets(worker.process.pid)
+        assert parents
+        assert not sockets(child) & parents
+        stage.app.go()
+        worker.jobs(3)
+        assert worker.end(TERM) == 0
