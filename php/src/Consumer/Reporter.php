@@ -47,6 +47,12 @@ final class Reporter
         return $this->about['release'] ?? null;
     }
 
+    /** How many events wait to be sent. */
+    public function waiting(): int
+    {
+        return $this->waiting;
+    }
+
     /** Start the process, unless it runs or has ended a moment ago. */
     private function start(): void
     {
