@@ -173,6 +173,17 @@ def test_peek_escapes_what_would_break_the_line_or_move_the_cursor(store, config
     assert jobs("peek", "mail", config=config) == "\\xff\\x1b[2J\\nnext\n"
 
 
+def test_a_terminal_that_knows_only_ascii_is_no_reason_to_fail(store, config):
+    store.put("mail", "Zoë".encode())
+    run = subprocess.run(
+        command("peek", "mail"),
+        env={**environment(config), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (run.returncode, run.stdout) == (0, b"Zo\\xeb\n"), run.stderr
+
+
 def test_parked_jobs_are_listed_by_filter_and_stay(store, brokers, config):
     park(store, reason="The job raised Boom.", tenant="acme")
     other = park(store, reason="The job took longer than 5 s\nand was killed.", tenant="other", job="Report")
@@ -246,6 +257,29 @@ def test_drop_takes_away_only_when_it_may(store, brokers, config):
     jobs("parked", "drop", "mail", "--id", gone, "--yes", config=config)
     settled(brokers, parked=1)
     assert parked_ids(brokers) == [kept]
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [("y", 0, 0), ("", 1, 2), ("no", 1, 2)])
+def test_drop_asks_whom_it_can_ask(store, brokers, config, answer, status, left):
+    park(store)
+    park(store)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command("parked", "drop", "mail", "--all"),
+        env=environment(config),
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.write(ours, f"{answer}\n".encode())
+    asked, said = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == status
+    assert asked == "Drop parked jobs of mail for ever? There are 2. [y/N] "
+    assert ("nothing was dropped" in said) == bool(left)
+    settled(brokers, parked=left)
 
 
 def test_a_walk_over_more_than_it_can_hold_sees_each_once_and_loses_none(store, brokers):

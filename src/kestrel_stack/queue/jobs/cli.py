@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -178,7 +179,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run one command; return the exit status."""
     environ = os.environ if environ is None else environ
-    given = None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a letter gets its number, and nobody a traceback.
+            stream.reconfigure(errors="backslashreplace")
     try:
         given = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
         with _open(given, environ) as store:
