@@ -53,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DemoError as exc:
         print(f"bin/demo: {exc}", file=sys.stderr)
         return 1
+    except OSError as exc:
+        # Such as a full disk: nothing here can be done without files.
+        print(f"bin/demo: {exc.strerror}{f': {exc.filename}' if exc.filename else ''}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nbin/demo: interrupted; every process of the demo has ended", file=sys.stderr)
         return 130
