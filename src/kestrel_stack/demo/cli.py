@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from kestrel_stack.demo import chart, outage, picture, report
 from kestrel_stack.demo.errors import DemoError
-from kestrel_stack.demo.report import Sample
+from kestrel_stack.demo.report import Outage, Sample
 from kestrel_stack.demo.stage import Stage, clean_environment
 
 PICTURE = Path(".build/demo/outage.png")
@@ -69,25 +69,30 @@ def run(given: argparse.Namespace) -> int:
     no_php = "--no-php" if given.no_php else outage.no_php()
     speak = ["python"] if no_php else ["python", "php"]
     screen = Screen()
-    with _folder() as folder, Stage(folder, clean_environment()) as stage:
-        story = outage.Story(stage, scale, speak, screen.say, screen.tick)
-        story.set_up()
-        print(f"Running: {', '.join(stage.names)}", flush=True)
-        if no_php:
-            print(f"No PHP workers: {no_php}", flush=True)
-        found = asyncio.run(story.run())
-        screen.clear()
+    with _folder() as folder:
+        with Stage(folder, clean_environment()) as stage:
+            story = outage.Story(stage, scale, speak, screen.say, screen.tick)
+            story.set_up()
+            print(f"Running: {', '.join(stage.names)}", flush=True)
+            if no_php:
+                print(f"No PHP workers: {no_php}", flush=True)
+            found = asyncio.run(story.run())
+            screen.clear()
+        show(found, screen, given.png)
+        if faults := found.faults():
+            raise DemoError("; ".join(faults))
+    return 0
+
+
+def show(found: Outage, screen: Screen, file: Path) -> None:
+    """Print the tables and the chart, and write the picture to `file`."""
     print(f"\n{report.tables(found)}\n")
     print(chart.draw(found, screen.width, screen.unicode))
     if picture.available():
-        picture.save(found, given.png)
-        print(f"\nPicture: {given.png}")
+        picture.save(found, file)
+        print(f"\nPicture: {file}", flush=True)
     else:
-        print("\nNo picture: Pillow is not installed (pip install 'kestrel-stack[demo]')")
-    faults = found.faults()
-    if faults:
-        raise DemoError("; ".join(faults))
-    return 0
+        print("\nNo picture: Pillow is not installed (pip install 'kestrel-stack[demo]')", flush=True)
 
 
 class Screen:
