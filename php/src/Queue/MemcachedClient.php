@@ -17,7 +17,8 @@ use KestrelStack\Queue\Errors\ServerUnavailable;
  * extension serialises or compresses by itself would come back as it was stored.
  *
  * What differs from StreamClient: the end of an idle connection is seen at the next command only; `stream` is always
- * null; and the time limit is that for each part of an answer.
+ * null; the time limit is that for each part of an answer; and a fork ends the connection of both processes, which each
+ * of them sees as any other end.
  *
  * Source: observed with memcached 3.2.0 and libmemcached 1.1.4 (Debian 12).
  */
@@ -89,8 +90,9 @@ final class MemcachedClient implements Client
     public function set(string $queue, string $data, float $expires = 0): void
     {
         $seconds = StreamClient::expiry($expires);
+        Names::check($queue);
         $memcached = $this->ready($this->readTimeout);
-        $stored = $memcached->set(Names::check($queue), $data, $seconds);
+        $stored = $memcached->set($queue, $data, $seconds);
         $code = $memcached->getResultCode();
         $this->used = Clock::now();
         if ($stored) {
@@ -143,8 +145,9 @@ final class MemcachedClient implements Client
 
     public function delete(string $queue): void
     {
+        Names::check($queue);
         $memcached = $this->ready($this->readTimeout);
-        if (!$memcached->delete(Names::check($queue))) {
+        if (!$memcached->delete($queue)) {
             $this->failed($memcached, $memcached->getResultCode());
         }
     }
@@ -171,7 +174,8 @@ final class MemcachedClient implements Client
 
     public function items(string $queue): int
     {
-        return (int) ($this->stats()['queue_' . Names::check($queue) . '_items'] ?? 0);
+        Names::check($queue);
+        return (int) ($this->stats()["queue_{$queue}_items"] ?? 0);
     }
 
     public function limit(float $connect, float $read): void

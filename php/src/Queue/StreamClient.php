@@ -119,7 +119,8 @@ final class StreamClient implements Client
 
     public function items(string $queue): int
     {
-        return (int) ($this->stats()['queue_' . Names::check($queue) . '_items'] ?? 0);
+        Names::check($queue);
+        return (int) ($this->stats()["queue_{$queue}_items"] ?? 0);
     }
 
     public function limit(float $connect, float $read): void
