@@ -112,6 +112,14 @@ final class Cli
     private static function work(Plan $plan, Writer $writer, array $environ, float $started): int
     {
         $log = $writer->log();
+        // An item may be large, and how large is for the servers to say.
+        ini_set('memory_limit', '-1');
+        set_error_handler(static function (int $level, string $message, string $file, int $line) use ($log): bool {
+            if ((error_reporting() & $level) !== 0) {
+                $log->warning('PHP complains of the worker', ['error' => $message, 'where' => "$file line $line"]);
+            }
+            return true;
+        });
         $signals = new Signals();
         $signals->install();
         $forChild = $environ;

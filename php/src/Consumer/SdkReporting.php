@@ -36,6 +36,7 @@ final class SdkReporting implements Reporting
                 'environment' => $environment,
                 'release' => $release,
                 'server_name' => (string) gethostname(),
+                'in_app_exclude' => [dirname(__DIR__, 2) . '/'],
                 'http_client' => new SdkClient($pipe),
             ]);
         }

@@ -139,6 +139,7 @@ final class Sentry
             $exception['stacktrace'] = ['frames' => $frames];
         }
         $job = $tags['job'] ?? null;
+        $texts = array_map(strval(...), array_filter($tags, static fn (mixed $tag): bool => $tag !== null));
         return [
             'event_id' => bin2hex(random_bytes(16)),
             'timestamp' => self::time(),
@@ -149,7 +150,7 @@ final class Sentry
             // Without a stack all jobs that take too long would be one error.
             'fingerprint' => $job === null ? ['{{ default }}'] : ['{{ default }}', $job],
             'exception' => ['values' => [$exception]],
-            'tags' => (object) array_map(strval(...), array_filter($tags, static fn (mixed $tag): bool => $tag !== null)),
+            'tags' => (object) $texts,
             'breadcrumbs' => ['values' => array_map(self::crumb(...), array_slice($lines, -self::MAX_CRUMBS))],
             'extra' => (object) ($stack === '' ? [] : ['stack' => $stack]),
         ];

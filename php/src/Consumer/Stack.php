@@ -20,7 +20,7 @@ final class Stack
         $file = $thrown->getFile();
         $line = $thrown->getLine();
         foreach ([...array_slice($thrown->getTrace(), 0, self::MAX_PLACES), null] as $caller) {
-            $function = $caller === null ? '' : ($caller['class'] ?? '') . ($caller['type'] ?? '') . $caller['function'];
+            $function = ($caller['class'] ?? '') . ($caller['type'] ?? '') . ($caller['function'] ?? '');
             if (!self::isOurs($file)) {
                 $places[] = [Text::clean($file), $line, Text::clean(explode("\0", $function)[0])];
             }

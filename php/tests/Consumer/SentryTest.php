@@ -70,7 +70,8 @@ final class SentryTest extends TestCase
         self::assertEquals((object) ['type' => 'event', 'length' => strlen($data)], json_decode($item));
         $found = json_decode($data, true);
         self::assertSame([$id, 'warning', 'test'], [$found['event_id'], $found['level'], $found['environment']]);
-        self::assertEquals(['job' => 'HelloWorld', 'queue' => 'shop_work', 'tenant' => 'acme', 'attempt' => '2'], $found['tags']);
+        $tags = ['job' => 'HelloWorld', 'queue' => 'shop_work', 'tenant' => 'acme', 'attempt' => '2'];
+        self::assertEquals($tags, $found['tags']);
         self::assertSame('no \xff', $found['exception']['values'][0]['value']);
         $frames = $found['exception']['values'][0]['stacktrace']['frames'];
         self::assertSame(__FILE__, end($frames)['filename']);
@@ -115,7 +116,8 @@ final class SentryTest extends TestCase
             $reporter->report($this->event());
         }
         $reporter->close(0.2);
-        self::assertSame([['warning', 'errors were not reported', ['count' => Reporter::MAX_WAITING + 5]]], $this->lines);
+        $lost = ['count' => Reporter::MAX_WAITING + 5];
+        self::assertSame([['warning', 'errors were not reported', $lost]], $this->lines);
         fclose($silent);
     }
 
@@ -125,7 +127,8 @@ final class SentryTest extends TestCase
             Sentry::at($this->dsn())->send("{}\n");
             self::fail('nobody answers there');
         } catch (\RuntimeException $exc) {
-            self::assertSame("http://127.0.0.1:$this->port is not reachable: Connection refused.", $exc->getMessage());
+            $said = "http://127.0.0.1:$this->port is not reachable: Connection refused.";
+            self::assertSame($said, $exc->getMessage());
         }
     }
 
