@@ -34,7 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NOOP = ROOT / "bench" / "noop"
 PEERS_ENVIRONMENT = ROOT / ".build" / "bench-peers"
-PEERS = ("rq==2.12.0", "celery==5.7.0", "redis==8.1.0")
+PEERS = ("rq==2.12.0", "celery==5.7.0", "redis==8.1.0", "packaging==26.3")
 WARM_UP = 0.1
 """This part of the jobs is done before the clock starts."""
 DEADLINE = 300.0
@@ -182,7 +182,7 @@ class Result:
     """What was measured for one contender; a number for each repeat, or all waits in milliseconds."""
 
     rates: list[float] = field(default_factory=list)
-    memory_mb: list[float] = field(default_factory=list)
+    memories_mb: list[float] = field(default_factory=list)
     waits_ms: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
@@ -191,7 +191,7 @@ class Result:
             "jobs_per_second": statistics.median(self.rates),
             "p50_ms": ordered[len(ordered) // 2],
             "p99_ms": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
-            "memory_mb": statistics.median(self.memory_mb),
+            "memory_mb": statistics.median(self.memories_mb),
         }
 
 
@@ -246,7 +246,7 @@ def install_peers() -> None:
         return
     say(f"installing {', '.join(PEERS)} into {PEERS_ENVIRONMENT.relative_to(ROOT)}")
     venv.create(PEERS_ENVIRONMENT, with_pip=True, clear=True)
-    command = [str(PEERS_ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet", *PEERS]
+    command = [str(PEERS_ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "-qq", *PEERS]
     if subprocess.run(command, check=False).returncode:
         raise SystemExit("RQ and Celery could not be installed; --only python,php goes without them")
     stamp.write_text(" ".join(PEERS))
@@ -330,7 +330,7 @@ def measure(options: argparse.Namespace) -> dict[str, Result]:
                 rate, memory = throughput(contender, options.jobs or contender.jobs)
                 waits = trickle(contender, max(1, int(options.seconds * options.trickle)), options.trickle)
                 found.rates.append(rate)
-                found.memory_mb.append(memory)
+                found.memories_mb.append(memory)
                 found.waits_ms += waits
                 worst = sorted(waits)[min(len(waits) - 1, len(waits) * 99 // 100)]
                 say(
@@ -361,7 +361,7 @@ def ratios(summaries: dict[str, dict[str, float]]) -> list[str]:
     return lines
 
 
-def table(results: dict[str, Result]) -> str:
+def table(results: dict[str, Result], options: argparse.Namespace) -> str:
     summaries = {name: result.summary() for name, result in results.items()}
     lines = [f"{'one worker':<20}{'jobs/s (least-most)':>26}{'p50 ms':>10}{'p99 ms':>10}{'memory MB':>12}"]
     for name, summary in summaries.items():
@@ -371,6 +371,9 @@ def table(results: dict[str, Result]) -> str:
             f"{name:<20}{rate:>26}{summary['p50_ms']:>10.1f}{summary['p99_ms']:>10.1f}"
             f"{summary['memory_mb']:>12.0f}"
         )
+    slow = [name for name, summary in summaries.items() if summary["jobs_per_second"] < options.trickle]
+    if slow:
+        lines.append(f"({' and '.join(slow)} cannot keep up with the trickle: those waits only grow)")
     return "\n".join([*lines, "", *ratios(summaries)]).rstrip()
 
 
@@ -438,7 +441,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"\n{about['date']}, {about['cores']} cores ({about['machine']}), Python {about['python']}; "
         f"jobs of {about['job_bytes']} bytes, medians of {options.repeats} repeats; "
         f"waits at {options.trickle:g} jobs a second for {options.seconds:g} s; "
-        f"broker: {about['broker']}; {', '.join(PEERS)}\n\n{table(results)}"
+        f"broker: {about['broker']}; {', '.join(PEERS)}\n\n{table(results, options)}"
     )
     return 0
 
