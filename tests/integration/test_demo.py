@@ -130,13 +130,16 @@ def test_nothing_outlives_a_demo_that_is_killed(tmp_path):
         wait_until(lambda: not demo.processes(), "every process to end")
 
 
-def test_a_process_that_dies_ends_the_demo_with_its_name_and_keeps_the_logs(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "command"), [("broker", "kestrel_stack.broker"), ("api", "kestrel_stack.demo.api")]
+)
+def test_a_process_that_dies_ends_the_demo_with_its_name_and_keeps_the_logs(tmp_path, name, command):
     with Demo(tmp_path, "--no-php") as demo:
         demo.read_until("visitors come")
-        os.kill(demo.pid_of("kestrel_stack.broker"), signal.SIGKILL)
+        os.kill(demo.pid_of(command), signal.SIGKILL)
         code, _, err = demo.end()
     assert code == 1
-    assert re.fullmatch(r"bin/demo: broker ended with -9(: .*)? \(logs: .*\)\n", err), err
+    assert re.fullmatch(rf"bin/demo: {name} ended with -9(: .*)? \(logs: .*\)\n", err), err
     assert (next(demo.temp.iterdir()) / "python-1.log").exists()
     assert demo.processes() == {}
 

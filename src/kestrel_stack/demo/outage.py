@@ -16,7 +16,7 @@ from kestrel_stack.demo.errors import DemoError
 from kestrel_stack.demo.report import Outage, Sample, outcomes
 from kestrel_stack.demo.stage import Stage
 from kestrel_stack.demo.visitors import WAYS, Visitors, request
-from kestrel_stack.queue.interface import Queue
+from kestrel_stack.queue import Queue, QueueError
 
 NAMESPACE = "demo"
 SOURCE = Path(__file__).resolve().parents[2]
@@ -80,7 +80,16 @@ class Story:
         self._outage = Outage()
 
     async def run(self) -> Outage:
-        """Tell the story and return what was seen."""
+        """Tell the story and return what was seen; raise `DemoError` when it cannot be told to its end."""
+        try:
+            return await self._tell()
+        except (QueueError, OSError, asyncio.IncompleteReadError) as exc:
+            # Most often somebody we talked to has ended: then its name says more than what we missed.
+            await asyncio.sleep(SAMPLE_EVERY)
+            self._stage.check()
+            raise DemoError(str(exc)) from None
+
+    async def _tell(self) -> Outage:
         visitors = Visitors({way: self._ports[way] for way in WAYS}, self._scale.rate, self._scale.patience)
         scale, outage = self._scale, self._outage
         sampler = asyncio.create_task(self._sample(visitors))
