@@ -88,14 +88,14 @@ final class Envelope
     public static function decode(string $body): self
     {
         $content = Json::decode($body, InvalidEnvelope::class);
-        $found = self::faults(self::withObjects($content, $body, ['data', 'trace']));
+        $found = self::faults(self::withObjects($content, $body, ['v', 'data', 'trace']));
         if ($found !== []) {
             throw new InvalidEnvelope($found);
         }
         $envelope = new self(
             job: $content['job'],
             tenant: $content['tenant'],
-            data: $content['data'],
+            data: preg_match('/[0-9]{19}/', $body) ? Json::exact(Json::members($body)['data']) : $content['data'],
             id: $content['id'],
             attempt: (int) $content['attempt'],
             enqueuedAt: (int) $content['enqueued_at'],

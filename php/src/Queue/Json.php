@@ -21,7 +21,7 @@ final class Json
     private const SPACE = " \t\r\n";
 
     /**
-     * Returns the value in `$body`, with objects as arrays and whole numbers beyond 64 bits as texts.
+     * Returns the value in `$body`, with objects as arrays.
      *
      * @param class-string<InvalidEnvelope> $error
      */
@@ -30,7 +30,7 @@ final class Json
         if ($body === '') {
             throw new $error(['The item is empty.']);
         }
-        $content = json_decode($body, true, self::PHP_DEPTH, JSON_BIGINT_AS_STRING);
+        $content = json_decode($body, true, self::PHP_DEPTH);
         $code = $content === null ? json_last_error() : JSON_ERROR_NONE;
         if ($code !== JSON_ERROR_NONE) {
             if (!Text::isUtf8($body)) {
@@ -43,10 +43,16 @@ final class Json
             throw new $error(['The item is not JSON: ' . lcfirst(json_last_error_msg()) . '.']);
         }
         // PHP reads 1e400 as infinite, which is no number of JSON. Looking at the text is cheap, and nearly always enough.
-        if (preg_match('/[eE]\+?[0-9]{3}|[0-9]{200}/', $body) && self::hasInfinite($content)) {
+        if (preg_match('/[eE]\+?[0-9]{3}|[0-9]{200}/', $body) && self::hasInfinite(self::exact($body))) {
             throw new $error(['The item is not JSON: a number is too large.']);
         }
         return $content;
+    }
+
+    /** Returns the value in `$json`, which is valid, with whole numbers beyond 64 bits as texts: no digit is lost. */
+    public static function exact(string $json): mixed
+    {
+        return json_decode($json, true, self::PHP_DEPTH, JSON_BIGINT_AS_STRING);
     }
 
     /** Says whether the value in `$json`, which is valid, is an object. */

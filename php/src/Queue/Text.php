@@ -64,9 +64,24 @@ final class Text
     /** Returns a value as short JSON. */
     public static function show(mixed $value, int $longest = 60): string
     {
-        $text = json_encode($value, JSON_UNESCAPED_SLASHES | JSON_PRESERVE_ZERO_FRACTION | JSON_PARTIAL_OUTPUT_ON_ERROR);
-        $text = $text === false ? get_debug_type($value) : $text;
+        $text = self::json($value);
         return strlen($text) <= $longest ? $text : substr($text, 0, $longest - 1) . '…';
+    }
+
+    private static function json(mixed $value): string
+    {
+        if (is_array($value) && array_is_list($value)) {
+            return '[' . implode(', ', array_map(self::json(...), $value)) . ']';
+        }
+        if (is_array($value) || $value instanceof \stdClass) {
+            $parts = [];
+            foreach ((array) $value as $key => $item) {
+                $parts[] = self::json((string) $key) . ': ' . self::json($item);
+            }
+            return '{' . implode(', ', $parts) . '}';
+        }
+        $text = json_encode($value, JSON_UNESCAPED_SLASHES | JSON_PRESERVE_ZERO_FRACTION);
+        return $text === false ? get_debug_type($value) : $text;
     }
 
     /** Returns what JSON calls a value of this type; an empty array counts as a list. */

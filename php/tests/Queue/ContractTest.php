@@ -78,6 +78,40 @@ final class ContractTest extends TestCase
         }
     }
 
+    public function testAWholeNumberBeyond64BitsLosesNoDigitAndIsNeverTakenForAText(): void
+    {
+        $number = '123456789012345678901234567890';
+        $base = '{"v":1,"id":"6f9f9f9e-3a55-4a8e-9a54-0c9a8f5b7d10","job":"HelloWorld","attempt":1,"enqueued_at":0,';
+        $body = $base . '"tenant":"acme","data":{"n":' . $number . ',"small":1,"list":[],"object":{}}}';
+        $envelope = Envelope::decode($body);
+        self::assertSame(['n' => $number, 'small' => 1, 'list' => [], 'object' => []], $envelope->data);
+        self::assertSame($body, $envelope->encode());
+        self::assertStringContainsString('"data":{"n":' . $number . ',', Envelope::again($body, 5));
+        $this->expectException(InvalidEnvelope::class);
+        $this->expectExceptionMessage("The field 'tenant' is not a tenant name");
+        Envelope::decode($base . '"data":{},"tenant":' . $number . '}');
+    }
+
+    public function testAFreshEnvelopeIsAFirstTryThatIsDueNow(): void
+    {
+        $body = (new Envelope('HelloWorld', 'acme', ['a' => 1], attempt: 7, enqueuedAt: 5))->encode();
+        $before = (int) (microtime(true) * 1000);
+        $fresh = Envelope::decode(Envelope::afresh($body));
+        self::assertSame([1, 5, ['a' => 1]], [$fresh->attempt, $fresh->enqueuedAt, $fresh->data]);
+        self::assertGreaterThanOrEqual($before, $fresh->dueAt);
+    }
+
+    public function testAParkedRecordHoldsAnyBytesAndAnyText(): void
+    {
+        $bytes = implode('', array_map(chr(...), range(0, 255)));
+        $error = ['class' => 'E', 'message' => "\xff é", 'stack' => $bytes];
+        $record = ParkedRecord::decode((new ParkedRecord("why\xfe", $bytes, 3, $error, 'abc', 17))->encode());
+        self::assertSame($bytes, $record->body);
+        self::assertSame('why\xfe', $record->reason);
+        self::assertSame('\xff é', $record->error['message']);
+        self::assertSame([3, 'abc', 17], [$record->attempts, $record->sentryEvent, $record->parkedAt]);
+    }
+
     public static function triesAgain(): array
     {
         return Cases::of('retries.json', 'again');
