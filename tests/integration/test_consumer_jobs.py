@@ -6,8 +6,10 @@ import signal
 
 import pytest
 
-from kestrel_stack.queue import Producer
+from kestrel_stack.queue import Producer, Queue
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord, now_ms
+from kestrel_stack.queue.interface import Counts
+from support.beanstalkd import BeanstalkdProcess
 from support.broker import BrokerProcess, wait_until
 from support.worker import App, WorkerProcess, settings
 
@@ -405,3 +407,23 @@ def test_usr1_opens_the_log_file_again_and_nothing_goes_to_stderr(app, broker, t
     assert [json.loads(text)["event"] for text in file.read_text().splitlines()] == ["job", "worker ends"]
     assert worker.log == ""
     assert file.stat().st_mode & 0o007 == 0
+
+
+def test_a_worker_on_beanstalkd_does_retries_and_parks_as_on_kestrel(app, tmp_path):
+    (tmp_path / "beanstalkd").mkdir()
+    queues = [{"name": "work", "retry_delays": [1]}]
+    with BeanstalkdProcess(tmp_path / "beanstalkd") as server:
+        url = f"beanstalkd://{server.address}"
+        store = Queue.open(f"{url}/shop", queues=queues)
+        with Producer.on(store, "acme") as send:
+            good = send.enqueue("Note", queue="work")
+            bad = send.enqueue("Fail", queue="work")
+        config = settings("127.0.0.1:1", *queues)
+        with start(app, url, settings=config) as worker:
+            lines = worker.jobs(3)
+            wait_until(lambda: store.count("work").reserved == 0, "the last confirmation")
+            assert worker.end(signal.SIGTERM) == 0
+        assert [(line["id"], line["attempt"], line["outcome"]) for line in lines] == [
+            *((good, 1, "done"), (bad, 1, "retry"), (bad, 2, "parked")),
+        ]
+        assert store.count("work") == Counts(ready=0, reserved=0, delayed={1: 0}, parked=1)

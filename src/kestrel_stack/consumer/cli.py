@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,9 +22,8 @@ from kestrel_stack.consumer.signals import Signals
 from kestrel_stack.consumer.worker import Limits, Rules, Worker
 from kestrel_stack.queue import names, settings
 from kestrel_stack.queue.errors import QueueError, SettingsError
-from kestrel_stack.queue.interface import JobQueue
-from kestrel_stack.queue.kestrel import KestrelQueue
-from kestrel_stack.queue.servers import Server, parse_servers
+from kestrel_stack.queue.interface import JobQueue, Queue
+from kestrel_stack.queue.kestrel import KestrelStore
 from kestrel_stack.queue.settings import QueueSettings, Settings
 
 EX_OK = 0
@@ -48,7 +48,8 @@ class Plan:
 
     rules: Mapping[str, Rules]
     app: str
-    servers: tuple[Server, ...]
+    servers: str
+    store: Queue
     environment: str | None
     limits: Limits
     start: int
@@ -61,6 +62,11 @@ class Plan:
     def queues(self) -> tuple[str, ...]:
         """The queues' names on the server, the first before the others."""
         return tuple(self.rules)
+
+    def open(self) -> JobQueue:
+        """Return the queue to work on, one or several by priority; nothing is sent yet."""
+        queues = [self.store.worker(name, self.start) for name in self.store.queues]
+        return queues[0] if len(queues) == 1 else PriorityQueue(queues)
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,7 +98,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--app", required=True, metavar="MODULE:REGISTRY", help="for example shop.jobs:registry")
     add("--config", metavar="FILE", help="settings file (default: the only one in /etc/kestrel-stack)")
-    add("--servers", metavar="HOST:PORT,…", help="queue servers, instead of those in the settings file")
+    add(
+        *("--servers",),
+        metavar="HOST:PORT,…",
+        help="queue servers, instead of those in the settings file; or beanstalkd://HOST:PORT",
+    )
     add("--namespace", help="instead of that in the settings file")
     add("--env", metavar="NAME", help="environment, instead of that in the settings file")
     add("--max-jobs", type=_count, metavar="N", help="end after so many jobs")
@@ -121,7 +131,10 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
     namespace = given.namespace or (found.namespace if found else environ.get("KESTREL_STACK_NAMESPACE"))
     servers = given.servers or (found.servers if found else environ.get("KESTREL_STACK_SERVERS"))
     environment = given.env or (found.environment if found else environ.get("KESTREL_STACK_ENVIRONMENT"))
+    if given.job_timeout:
+        queues = [replace(queue, job_timeout=math.ceil(given.job_timeout)) for queue in queues]
     first = queues[0]
+    store = _store(servers, namespace, queues)
     return Plan(
         rules={
             names.make(namespace, queue.name): Rules(
@@ -130,7 +143,8 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
             for queue in queues
         },
         app=given.app,
-        servers=parse_servers(servers),
+        servers=",".join(map(str, store.servers)) if isinstance(store, KestrelStore) else str(servers),
+        store=store,
         environment=environment,
         limits=Limits(
             jobs=given.max_jobs or first.max_jobs,
@@ -146,6 +160,14 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
         host=found.host if found else None,
         sentry_dsn=environ.get("SENTRY_DSN") or (found.sentry_dsn if found else None),
     )
+
+
+def _store(servers: object, namespace: str, queues: list[QueueSettings]) -> Queue:
+    if not isinstance(servers, str) or "://" not in servers:
+        return KestrelStore(namespace, servers, queues)  # type: ignore[arg-type]
+    if servers.startswith("memory:"):
+        raise UsageError("--servers: memory:// is inside of one process; a worker needs a server")
+    return Queue.open(f"{servers.rstrip('/')}/{namespace}", queues=queues)
 
 
 def _queues(text: str, found: Settings | None) -> list[QueueSettings]:
@@ -193,14 +215,13 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
         for_child["KESTREL_STACK_ENVIRONMENT"] = planned.environment
     reporter = _reporter(planned, environ, for_child, log)
     runner = Runner(planned.app, log, signals, for_child)
-    queues = [KestrelQueue(name, planned.servers, planned.start) for name in planned.queues]
-    queue: JobQueue = queues[0] if len(queues) == 1 else PriorityQueue(queues)
+    queue = planned.open()
     worker = Worker(queue, planned.rules, runner, signals, writer, planned.limits, reporter, started)
     log.info(
         "worker begins",
         queue=queue.name,
         app=planned.app,
-        servers=",".join(map(str, planned.servers)),
+        servers=planned.servers,
         environment=planned.environment,
         release=environ.get("KESTREL_STACK_RELEASE"),
         pid=os.getpid(),

@@ -4,7 +4,6 @@ import pytest
 
 from kestrel_stack.consumer.cli import main, plan, process_number
 from kestrel_stack.consumer.worker import Limits, Rules
-from kestrel_stack.queue.servers import Server
 
 DIRECT = ["--queue", "mail", "--app", "shop.jobs:registry", "--servers", "127.0.0.1:1", "--namespace", "shop"]
 
@@ -33,7 +32,7 @@ def test_the_settings_file_says_what_the_flags_do_not(config):
     planned = plan(["--queue", "mail", "--app", "a.b:c", "--config", str(config)], {})
     assert (planned.queues, planned.servers, planned.environment) == (
         ("shop_mail",),
-        (Server("10.0.0.1"),),
+        "10.0.0.1:22133",
         "lab",
     )
     assert planned.rules == {"shop_mail": Rules(job_timeout=9, retry_delays=(10, 60))}
@@ -48,7 +47,7 @@ def test_flags_override_the_settings_file(config):
     planned = plan(["--queue", "mail", "--app", "a:b", "--config", str(config), *flags.split()], {})
     assert (planned.queues, planned.environment, planned.debug) == (("other_mail",), "test", True)
     assert planned.rules["other_mail"].job_timeout == 2.5
-    assert planned.servers == (Server("a", 1), Server("b", 2))
+    assert planned.servers == "a:1,b:2"
     assert planned.limits == Limits(jobs=3, rate=0.5, time=30, memory=200_000_000, once=True)
 
 
@@ -103,6 +102,8 @@ def test_supervisors_process_name_gives_the_number():
         ([*DIRECT, "--queue", "a_errors"], "that the stack makes itself"),
         ([*DIRECT, "--namespace", "a b"], "namespace 'a b' may hold only"),
         ([*DIRECT, "--servers", "x:y"], "'x:y' is not a server"),
+        ([*DIRECT, "--servers", "memory://x"], "memory:// is inside of one process"),
+        ([*DIRECT, "--servers", "redis://x"], "unknown scheme; known: kestrel://, beanstalkd://"),
         ([*DIRECT, "--app", "shop.jobs"], "--app 'shop.jobs' is not MODULE:REGISTRY"),
         ([*DIRECT, "--app", "../shop:x"], "--app '../shop:x' is not MODULE:REGISTRY"),
         ([*DIRECT, "--app", "shop.jobs:a.b"], "is not MODULE:REGISTRY"),
