@@ -49,19 +49,19 @@ final class Child
      */
     public static function main(array $arguments): int
     {
-        $parent = (int) ($arguments[0] ?? 0);
+        $stream = count($arguments) === 2 ? @fopen('php://fd/' . self::DESCRIPTOR, 'r+') : false;
+        if ($stream === false) {
+            fwrite(STDERR, "consumer-child is started by a worker: see consumer --help\n");
+            return Cli::EX_CONFIG;
+        }
+        [$parent, $app] = $arguments;
         // A group of its own: what is sent to the worker's group is for the worker to decide, and what a hanging
         // job has started can be killed with it.
         posix_setpgid(0, 0);
-        if (posix_getppid() !== $parent) {
+        if (posix_getppid() !== (int) $parent) {
             return 0;
         }
-        $stream = @fopen('php://fd/' . self::DESCRIPTOR, 'r+');
-        if ($stream === false) {
-            fwrite(STDERR, "consumer-child is started by the worker: see consumer --help\n");
-            return 78;
-        }
-        return (new self($stream, $arguments[1] ?? ''))->work();
+        return (new self($stream, $app))->work();
     }
 
     private function work(): int
@@ -185,7 +185,7 @@ final class Child
         try {
             $function = $this->registry->get($context->job);
             if ($function === null) {
-                return ['outcome' => 'unknown', 'known' => $this->registry->names()];
+                return ['outcome' => 'unknown'];
             }
             $work = static function () use ($function, $data, $context, &$begun, &$thrown): void {
                 if ($begun) {

@@ -42,8 +42,7 @@ final class Cli
                 return self::EX_OK;
             }
             $plan = self::plan($flags, $environ);
-            $plan->sentryDsn === null || Sentry::at($plan->sentryDsn);
-        } catch (UsageError | QueueError | \InvalidArgumentException $exc) {
+        } catch (UsageError | QueueError $exc) {
             fwrite(STDERR, 'consumer: ' . Text::printable($exc->getMessage()) . "\n");
             return self::unusable($started, $environ);
         }
@@ -126,15 +125,7 @@ final class Cli
         if ($plan->environment !== null) {
             $forChild['KESTREL_STACK_ENVIRONMENT'] = $plan->environment;
         }
-        $reporter = null;
-        if ($plan->sentryDsn !== null) {
-            $forChild['SENTRY_DSN'] = $plan->sentryDsn;
-            $reporter = new Reporter($plan->sentryDsn, $log, [
-                'release' => $environ['KESTREL_STACK_RELEASE'] ?? null,
-                'environment' => $plan->environment,
-                'server_name' => $plan->host,
-            ]);
-        }
+        $reporter = self::reporter($plan, $environ, $forChild, $log);
         $runner = new Runner($plan->app, $log, $signals, $forChild, reporter: $reporter);
         $queues = [];
         foreach (array_keys($plan->rules) as $name) {
@@ -167,6 +158,34 @@ final class Cli
             $reporter?->close();
         }
         return self::EX_OK;
+    }
+
+    /**
+     * Return what reports failed jobs, null without a DSN; tell the child of it in its environment.
+     *
+     * @param array<string, string> $environ
+     * @param array<string, string> $forChild
+     */
+    private static function reporter(Plan $plan, array $environ, array &$forChild, Log $log): ?Reporter
+    {
+        unset($forChild['SENTRY_DSN']);
+        if (($plan->sentryDsn ?? '') === '') {
+            return null;
+        }
+        try {
+            Sentry::at($plan->sentryDsn);
+        } catch (\InvalidArgumentException $exc) {
+            // Jobs must not stand still for it.
+            $log->error('errors are not reported', ['error' => $exc->getMessage()]);
+            return null;
+        }
+        $forChild['SENTRY_DSN'] = $plan->sentryDsn;
+        $forChild['KESTREL_STACK_HOST'] = $plan->host;
+        return new Reporter($plan->sentryDsn, $log, [
+            'release' => $environ['KESTREL_STACK_RELEASE'] ?? null,
+            'environment' => $plan->environment,
+            'server_name' => $plan->host,
+        ]);
     }
 
     /** @param array<string, string> $environ */

@@ -21,6 +21,7 @@ final class Runner
     /** Seconds after which a wait looks around by itself: a signal may come just before a wait begins. */
     private const LOOK_AROUND = 1.0;
     private const CHUNK = 256 * 1024;
+    private const AT_ONCE = 32;
 
     /** What the job in hand, or the last one, logged below info. */
     public readonly KeptBack $kept;
@@ -291,7 +292,7 @@ final class Runner
             $read[] = $watched;
         }
         $none = null;
-        $wait = $this->signals->waiting() ? 0 : (int) (min($seconds, self::LOOK_AROUND) * 1e6);
+        $wait = $this->signals->waiting() ? 0 : (int) (max(0, min($seconds, self::LOOK_AROUND)) * 1e6);
         $ready = @stream_select($read, $none, $none, 0, $wait);
         if ($ready !== false && $ready > 0) {
             // The child's answer alone is the usual case.
@@ -331,7 +332,8 @@ final class Runner
 
     private function readMessages(): void
     {
-        while ($this->socket !== null && $this->broken === null) {
+        // A flood in parts, so that the caller keeps its deadlines.
+        for ($turn = 0; $turn < self::AT_ONCE && $this->socket !== null && $this->broken === null; $turn++) {
             $data = @fread($this->socket, self::CHUNK);
             if ($data === false || $data === '') {
                 if (feof($this->socket)) {
@@ -400,7 +402,7 @@ final class Runner
             return new Outcome(true, memory: $memory);
         }
         if ($outcome === 'unknown') {
-            $reason = "{$this->app} has no job of this name; it has: " . implode(', ', $message['known'] ?? []) . '.';
+            $reason = "{$this->app} has no job of this name; it has: " . implode(', ', $this->jobs) . '.';
             $error = ['class' => 'UnknownJob', 'message' => $reason, 'stack' => ''];
             return new Outcome(false, $reason, $error, $memory, asks: 'park');
         }
@@ -409,16 +411,17 @@ final class Runner
             $text = $message['error'][$key] ?? '';
             $error[$key] = is_string($text) && $text !== '' ? $text : $otherwise;
         }
-        $reason = (string) ($message['reason'] ?? '');
+        $reason = is_string($message['reason'] ?? null) ? $message['reason'] : '';
+        $event = $message['report'] ?? null;
         return new Outcome(
             false,
             $reason === '' ? "The job raised {$error['class']}." : $reason,
             $error,
             $memory,
-            $message['asks'] ?? null,
+            in_array($message['asks'] ?? null, ['park', 'retry'], true) ? $message['asks'] : null,
             is_int($message['delay'] ?? null) ? $message['delay'] : null,
             replace: (bool) ($message['replace'] ?? false),
-            event: is_array($message['report'] ?? null) ? $message['report'] : null,
+            event: is_array($event) && is_string($event['event_id'] ?? null) ? $event : null,
             eventId: is_string($message['sentry_event'] ?? null) ? $message['sentry_event'] : null,
         );
     }

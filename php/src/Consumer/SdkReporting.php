@@ -35,7 +35,7 @@ final class SdkReporting implements Reporting
                 'default_integrations' => false,
                 'environment' => $environment,
                 'release' => $release,
-                'server_name' => (string) gethostname(),
+                'server_name' => (string) (getenv('KESTREL_STACK_HOST') ?: gethostname()),
                 'in_app_exclude' => [dirname(__DIR__, 2) . '/'],
                 'http_client' => new SdkClient($pipe),
             ]);

@@ -12,13 +12,19 @@ namespace KestrelStack\Consumer;
  */
 final class SentrySender
 {
+    /** Of a file's mode: which bits say its kind, and what they are for a socket (inode(7)). */
+    private const KIND = 0170000;
+    private const SOCKET = 0140000;
+
     public static function main(): int
     {
-        posix_setpgid(0, 0);
-        $stream = fopen('php://fd/0', 'r+');
-        if ($stream === false) {
-            return 1;
+        $stream = @fopen('php://fd/0', 'r+');
+        if ($stream === false || (fstat($stream)['mode'] & self::KIND) !== self::SOCKET) {
+            fwrite(STDERR, "consumer-sentry is started by a worker: see consumer --help\n");
+            return Cli::EX_CONFIG;
         }
+        // What is sent to the worker's group, such as the signal of Ctrl-C, is for the worker to decide.
+        posix_setpgid(0, 0);
         $pipe = new Pipe($stream);
         $sentry = null;
         $notBefore = 0.0;

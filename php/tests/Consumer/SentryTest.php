@@ -146,8 +146,9 @@ final class SentryTest extends TestCase
 
     public static function wrong(): array
     {
-        return [[''], ['s3cret'], ['https://h/1'], ['ftp://s3cret@h/1'], ['https://s3cret@h'], ["https://s3cret@h/1\n/"]]
-            + [6 => ['https://s3cret@h:99999/1'], 7 => ['https://s3cret@h o/1']];
+        $wrong = ['', 's3cret', 'https://h/1', 'ftp://s3cret@h/1', 'https://s3cret@h', "https://s3cret@h/1\n/"];
+        array_push($wrong, 'https://s3cret@h:99999/1', 'https://s3cret@h o/1');
+        return array_map(static fn (string $dsn): array => [$dsn], $wrong);
     }
 
     private function startServer(): void
