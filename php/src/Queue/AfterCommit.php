@@ -45,8 +45,8 @@ final class AfterCommit
     /**
      * Enqueues the jobs now.
      *
-     * Those that were not taken are kept, so that another `flush` tries them again. A server that does not answer is waited
-     * for once, not for each job.
+     * Those that were not taken are kept, so that another `flush` tries them again. A server that does not answer is
+     * waited for once, not for each job.
      *
      * @throws QueueFull|ServerUnavailable when some were not taken
      */

@@ -57,7 +57,11 @@ interface Client
     /** Confirms the oldest reserved item of `$queue`. @throws ReservationLost when its connection is gone */
     public function closeRead(string $queue): void;
 
-    /** Puts the oldest reserved item of `$queue` back at its head. @throws ReservationLost when its connection is gone */
+    /**
+     * Puts the oldest reserved item of `$queue` back at its head.
+     *
+     * @throws ReservationLost when its connection is gone
+     */
     public function abortRead(string $queue): void;
 
     /** Removes `$queue` with everything in it. */

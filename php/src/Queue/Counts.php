@@ -7,8 +7,8 @@ namespace KestrelStack\Queue;
 /**
  * How many items a queue has.
  *
- * `ready` are free to take, `reserved` in workers' hands, `delayed` wait for a delay (by its seconds), and `parked` are in
- * the error queue.
+ * `ready` are free to take, `reserved` in workers' hands, `delayed` wait for a delay (by its seconds), and `parked` are
+ * in the error queue.
  */
 final class Counts
 {

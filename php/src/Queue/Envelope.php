@@ -223,7 +223,8 @@ final class Envelope
     }
 
     /**
-     * Returns what was decoded from `$body` with objects where an array could be either: itself, and the fields `$keys`.
+     * Returns what was decoded from `$body` with objects where an array could be either: itself, and the fields
+     * `$keys`.
      *
      * @internal
      * @param list<string> $keys
@@ -304,7 +305,8 @@ final class Envelope
             }
         } elseif (is_float($value)) {
             if (!is_finite($value)) {
-                throw new InvalidJob(Text::clean($where) . ' is ' . var_export($value, true) . ', which JSON cannot hold.');
+                $shown = var_export($value, true);
+                throw new InvalidJob(Text::clean($where) . " is $shown, which JSON cannot hold.");
             }
         } elseif (is_array($value) || $value instanceof \stdClass) {
             if ($depth > Json::MAX_DEPTH) {

@@ -42,7 +42,8 @@ final class Json
             }
             throw new $error(['The item is not JSON: ' . lcfirst(json_last_error_msg()) . '.']);
         }
-        // PHP reads 1e400 as infinite, which is no number of JSON. Looking at the text is cheap, and nearly always enough.
+        // PHP reads 1e400 as infinite, which is no number of JSON. Looking at the text is cheap, and nearly always
+        // enough.
         if (preg_match('/[eE]\+?[0-9]{3}|[0-9]{200}/', $body) && self::hasInfinite(self::exact($body))) {
             throw new $error(['The item is not JSON: a number is too large.']);
         }

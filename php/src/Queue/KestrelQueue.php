@@ -13,8 +13,9 @@ use KestrelStack\Queue\Errors\ServerUnavailable;
  * A queue kept by Kestrel, on one or several servers.
  *
  * One connection reads: `get <queue>/t=…/close/open` confirms the last item and reserves the next. Everything that is
- * written goes over a second connection, to another server when one refuses. An item is confirmed only on the connection
- * that reserved it: on another one Kestrel would answer the same and confirm nothing (source: observed on Kestrel 2.4.1).
+ * written goes over a second connection, to another server when one refuses. An item is confirmed only on the
+ * connection that reserved it: on another one Kestrel would answer the same and confirm nothing (source: observed on
+ * Kestrel 2.4.1).
  */
 final class KestrelQueue implements JobQueue
 {

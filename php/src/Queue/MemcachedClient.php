@@ -12,9 +12,9 @@ use KestrelStack\Queue\Errors\ServerUnavailable;
 /**
  * A client over the extension memcached, for applications that have it and know its options.
  *
- * It is a memcached object with one server, of which only what Kestrel understands is used: `get` with Kestrel's options
- * in the key, `set`, `delete`, `version` and `stats`. Items are bytes both ways: Kestrel keeps no flags, so that what the
- * extension serialises or compresses by itself would come back as it was stored.
+ * It is a memcached object with one server, of which only what Kestrel understands is used: `get` with Kestrel's
+ * options in the key, `set`, `delete`, `version` and `stats`. Items are bytes both ways: Kestrel keeps no flags, so
+ * that what the extension serialises or compresses by itself would come back as it was stored.
  *
  * What differs from StreamClient: the end of an idle connection is seen at the next command only; `stream` is always
  * null; the time limit is that for each part of an answer; and a fork ends the connection of both processes, which each
@@ -24,7 +24,9 @@ use KestrelStack\Queue\Errors\ServerUnavailable;
  */
 final class MemcachedClient implements Client
 {
-    /** What the client cannot work without; Kestrel closes the connection at some of it, or answers to the wrong call. */
+    /**
+     * What the client cannot work without; Kestrel closes the connection at some of it, or answers to the wrong call.
+     */
     private const FIXED = [
         \Memcached::OPT_BINARY_PROTOCOL => [false, 'OPT_BINARY_PROTOCOL'],
         \Memcached::OPT_COMPRESSION => [false, 'OPT_COMPRESSION'],
@@ -41,6 +43,13 @@ final class MemcachedClient implements Client
         \Memcached::OPT_CONNECT_TIMEOUT => 'OPT_CONNECT_TIMEOUT',
         \Memcached::OPT_SEND_TIMEOUT => 'OPT_SEND_TIMEOUT',
         \Memcached::OPT_RECV_TIMEOUT => 'OPT_RECV_TIMEOUT',
+    ];
+    /** What the extension says of an answer that Kestrel does not give; 11 is libmemcached's MEMCACHED_ERROR. */
+    private const NONSENSE = [
+        \Memcached::RES_PROTOCOL_ERROR,
+        \Memcached::RES_CLIENT_ERROR,
+        \Memcached::RES_UNKNOWN_READ_FAILURE,
+        11,
     ];
     /** Seconds of one wait: the extension lets signals wait until the answer has come. */
     private const LONGEST_WAIT = 1.0;
@@ -293,8 +302,7 @@ final class MemcachedClient implements Client
         if ($code === \Memcached::RES_SERVER_ERROR) {
             throw new ServerUnavailable("$this->server refused with " . Text::quote($said) . '; its status is not UP.');
         }
-        $wrong = [\Memcached::RES_PROTOCOL_ERROR, \Memcached::RES_CLIENT_ERROR, \Memcached::RES_UNKNOWN_READ_FAILURE, 11];
-        if (in_array($code, $wrong, true)) {
+        if (in_array($code, self::NONSENSE, true)) {
             throw new ProtocolError("$this->server answered " . Text::quote($said) . ', which was not expected.');
         }
         if ($code === \Memcached::RES_TIMEOUT) {

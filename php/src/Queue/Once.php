@@ -13,10 +13,11 @@ use KestrelStack\Queue\Errors\StoreFailed;
  *     $once = new Once(new PdoStore($pdo));
  *     $once->run("post-upload-{$data['upload']}", 7 * 86400, fn () => $api->post($data['upload']));
  *
- * What this can promise, and what not: of two workers with the same key, one runs the function, and the other throws Busy
- * (so that its job is tried again later) or, after the first has finished, does nothing. A worker that dies between the
- * act and its mark leaves a claim behind; when its lease is over, the function runs again. No helper can do better from
- * outside: only the one who acts, such as an API that takes an idempotency key, can make the act and its mark one.
+ * What this can promise, and what not: of two workers with the same key, one runs the function, and the other throws
+ * Busy (so that its job is tried again later) or, after the first has finished, does nothing. A worker that dies
+ * between the act and its mark leaves a claim behind; when its lease is over, the function runs again. No helper can do
+ * better from outside: only the one who acts, such as an API that takes an idempotency key, can make the act and its
+ * mark one.
  */
 final class Once
 {

@@ -10,6 +10,7 @@ use KestrelStack\Queue\Errors\InvalidParkedRecord;
 final class ParkedRecord
 {
     private const KEYS = ['v', 'parked_at', 'reason', 'error', 'sentry_event', 'attempts', 'body_b64'];
+    private const BASE64 = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/';
     private const ERROR_KEYS = ['class', 'message', 'stack'];
 
     public readonly int $parkedAt;
@@ -121,6 +122,6 @@ final class ParkedRecord
         }
         $letters = rtrim($value, '=');
         return strlen($value) - strlen($letters) <= 2
-            && strspn($letters, 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/') === strlen($letters);
+            && strspn($letters, self::BASE64) === strlen($letters);
     }
 }

@@ -10,8 +10,8 @@ use KestrelStack\Queue\Errors\StoreFailed;
 /**
  * A table in the application's database (SQLite, MySQL, MariaDB or PostgreSQL), which is made if need be.
  *
- * A connection that has a transaction open is refused: a claim that is not committed is seen by nobody, and would be taken
- * back with the transaction.
+ * A connection that has a transaction open is refused: a claim that is not committed is seen by nobody, and would be
+ * taken back with the transaction.
  */
 final class PdoStore implements OnceStore
 {
@@ -42,7 +42,8 @@ final class PdoStore implements OnceStore
             return true;
         }
         // All of it is fetched: an open result would hold SQLite's lock.
-        $found = $this->execute('SELECT done FROM kestrel_stack_once WHERE name = ?', [$key])->fetchAll(\PDO::FETCH_NUM);
+        $look = $this->execute('SELECT done FROM kestrel_stack_once WHERE name = ?', [$key]);
+        $found = $look->fetchAll(\PDO::FETCH_NUM);
         if ($found !== [] && (int) $found[0][0] === 1) {
             return false;
         }
@@ -55,8 +56,8 @@ final class PdoStore implements OnceStore
         $until = Clock::unixMs() + (int) round($ttl * 1000);
         // Also when the claim has run out and was cleared away.
         $upsert = $this->isMysql()
-            ? 'INSERT INTO kestrel_stack_once (name, token, done, until_ms) VALUES (?, ?, 1, ?) ON DUPLICATE KEY UPDATE '
-                . 'until_ms = IF(token = VALUES(token), VALUES(until_ms), until_ms), '
+            ? 'INSERT INTO kestrel_stack_once (name, token, done, until_ms) VALUES (?, ?, 1, ?) '
+                . 'ON DUPLICATE KEY UPDATE until_ms = IF(token = VALUES(token), VALUES(until_ms), until_ms), '
                 . 'done = IF(token = VALUES(token), 1, done)'
             : 'INSERT INTO kestrel_stack_once (name, token, done, until_ms) VALUES (?, ?, 1, ?) ON CONFLICT (name) '
                 . 'DO UPDATE SET done = 1, until_ms = excluded.until_ms '

@@ -67,14 +67,14 @@ final class Producer
     /**
      * Puts a job on its queue and returns the job's id.
      *
-     * `$queue` is by default the job's name in snake case (`HelloWorld` goes to `hello_world`). With `$delay` it is done so
-     * many seconds from now, at the earliest; only the queue's retry delays are possible.
+     * `$queue` is by default the job's name in snake case (`HelloWorld` goes to `hello_world`). With `$delay` it is
+     * done so many seconds from now, at the earliest; only the queue's retry delays are possible.
      *
-     * After ServerUnavailable it is not known whether the job was stored: enqueue it again with the same `$id`, and make
-     * the job safe to be done twice.
+     * After ServerUnavailable it is not known whether the job was stored: enqueue it again with the same `$id`, and
+     * make the job safe to be done twice.
      *
-     * @param array<mixed>|\stdClass $data by names. An empty array inside of it arrives as a list: write `new \stdClass()`
-     *     for an empty object.
+     * @param array<mixed>|\stdClass $data by names. An empty array inside of it arrives as a list: write
+     *     `new \stdClass()` for an empty object.
      * @param ?array<string> $trace
      * @throws InvalidJob|InvalidQueueName before anything is sent
      * @throws QueueFull when every server refused the job
@@ -92,8 +92,8 @@ final class Producer
     }
 
     /**
-     * Calls `$transaction` with an AfterCommit that collects jobs, enqueues them when it has returned, and returns what it
-     * returned. When it throws, as after a rollback, the jobs are dropped.
+     * Calls `$transaction` with an AfterCommit that collects jobs, enqueues them when it has returned, and returns what
+     * it returned. When it throws, as after a rollback, the jobs are dropped.
      *
      *     $producer->afterCommit(function (AfterCommit $jobs) use ($database): void {
      *         $database->beginTransaction();

@@ -119,8 +119,8 @@ abstract class Queue
     abstract public function worker(string $queue, int $start = 0): JobQueue;
 
     /**
-     * Returns the error queue of `$queue`, to take parked records from it. Its `park` writes to the end of the same error
-     * queue, on the server of the item.
+     * Returns the error queue of `$queue`, to take parked records from it. Its `park` writes to the end of the same
+     * error queue, on the server of the item.
      */
     abstract public function parked(string $queue): JobQueue;
 

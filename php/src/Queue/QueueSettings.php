@@ -7,8 +7,9 @@ namespace KestrelStack\Queue;
 /**
  * One queue: `jobTimeout` and `retryDelays` in seconds, `rateLimit` in jobs per second and worker.
  *
- * A worker ends after `maxJobs` jobs or `maxTime` seconds, and replaces the process that runs jobs when it has more than
- * `maxMemory` bytes. When it has no job of this queue it takes one of the queues in `also`, the first of them first.
+ * A worker ends after `maxJobs` jobs or `maxTime` seconds, and replaces the process that runs jobs when it has more
+ * than `maxMemory` bytes. When it has no job of this queue it takes one of the queues in `also`, the first of them
+ * first.
  *
  * What only its server heeds: `maxSize`, `maxItemSize` and `maxMemorySize` in bytes, `maxAge` in seconds (null: the
  * server's own choice), and its `fanouts`, queues called NAME+FANOUT that get a copy of every item.

@@ -21,9 +21,9 @@ final class Settings
 
     private const KEYS = ['app', 'namespace', 'environment', 'host', 'servers', 'queues', 'sentry_dsn'];
     private const QUEUE_KEYS = [
-        'name', 'language', 'processes', 'max_jobs', 'max_time', 'max_memory', 'job_timeout', 'retry_delays', 'max_items',
-        'rate_limit', 'also', 'alert', 'max_size', 'max_item_size', 'max_memory_size', 'max_age', 'discard_old_when_full',
-        'fanouts', 'fanout_only',
+        'name', 'language', 'processes', 'max_jobs', 'max_time', 'max_memory', 'job_timeout', 'retry_delays',
+        'max_items', 'rate_limit', 'also', 'alert', 'max_size', 'max_item_size', 'max_memory_size', 'max_age',
+        'discard_old_when_full', 'fanouts', 'fanout_only',
     ];
     private const SIZE_UNITS = ['' => 1, 'KB' => 1024, 'MB' => 1024 ** 2, 'GB' => 1024 ** 3];
     private const AGE_UNITS = ['s' => 1, 'm' => 60, 'h' => 3600];
@@ -175,7 +175,8 @@ final class Settings
     /** Returns the bytes of `"1MB"` (KB, MB, GB: powers of 1024) or of a number. @throws SettingsError */
     public static function parseSize(mixed $value, string $what = 'A size'): int
     {
-        $isSize = (is_string($value) || is_int($value)) && preg_match('/\A([0-9]+)(KB|MB|GB)?\z/', (string) $value, $match);
+        $isSize = (is_string($value) || is_int($value))
+            && preg_match('/\A([0-9]+)(KB|MB|GB)?\z/', (string) $value, $match);
         $size = $isSize ? (float) $match[1] * self::SIZE_UNITS[$match[2] ?? ''] : 0.0;
         if ($size <= 0 || $size >= 2 ** 63) {
             $shown = is_string($value) ? Text::quote($value) : Text::show($value);
@@ -256,7 +257,8 @@ final class Settings
             }
             $checked['language'] = $entry->language;
         }
-        foreach (['processes' => 'processes', 'max_jobs' => 'maxJobs', 'job_timeout' => 'jobTimeout'] as $key => $name) {
+        $numbers = ['processes' => 'processes', 'max_jobs' => 'maxJobs', 'job_timeout' => 'jobTimeout'];
+        foreach ($numbers as $key => $name) {
             if (property_exists($entry, $key)) {
                 $checked[$name] = self::number($entry->$key, "$where'$key'");
             }
@@ -351,7 +353,8 @@ final class Settings
             }
         }
         if (property_exists($entry, 'fanouts')) {
-            $isName = static fn (mixed $name): bool => is_string($name) && preg_match('/\A[A-Za-z0-9_-]+\z/', $name) === 1;
+            $isName = static fn (mixed $name): bool => is_string($name)
+                && preg_match('/\A[A-Za-z0-9_-]+\z/', $name) === 1;
             if (!is_array($entry->fanouts) || array_filter($entry->fanouts, $isName) !== $entry->fanouts) {
                 throw new SettingsError("$where'fanouts' must be a list of names of A-Z, a-z, 0-9, '_' and '-'.");
             }

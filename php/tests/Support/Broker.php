@@ -35,7 +35,11 @@ final class Broker
         file_put_contents("$this->folder/broker.json", json_encode($config));
         // The broker needs Python's standard library only.
         $this->program = new Program(
-            ['python3', '-m', 'kestrel_stack.broker', '--config', "$this->folder/broker.json", '--port-file', $portFile],
+            [
+                'python3', '-m', 'kestrel_stack.broker',
+                '--config', "$this->folder/broker.json",
+                '--port-file', $portFile,
+            ],
             ['PYTHONPATH' => dirname(__DIR__, 3) . '/src'],
         );
         $this->program->waitUntil(static fn (): bool => is_file($portFile), 'the broker to start');

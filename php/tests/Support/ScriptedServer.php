@@ -7,8 +7,8 @@ namespace KestrelStack\Tests\Support;
 use KestrelStack\Queue\Server;
 
 /**
- * A stand-in that answers what a script says, for what no Kestrel does when it is asked to: nonsense, silence, half of an
- * answer, a connection that ends.
+ * A stand-in that answers what a script says, for what no Kestrel does when it is asked to: nonsense, silence, half of
+ * an answer, a connection that ends.
  */
 final class ScriptedServer
 {
@@ -16,8 +16,9 @@ final class ScriptedServer
     public readonly Server $server;
 
     /**
-     * One list of answers for each connection in turn. An answer is sent for one request; null answers nothing until the
-     * client has gone; a list is sent piece by piece with 50 ms in between. After the last the connection is closed.
+     * One list of answers for each connection in turn. An answer is sent for one request; null answers nothing until
+     * the client has gone; a list is sent piece by piece with 50 ms in between. After the last the connection is
+     * closed.
      *
      * @param list<list<string|null|list<string>>> $connections
      */
