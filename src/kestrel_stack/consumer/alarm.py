@@ -221,6 +221,8 @@ class Senders:
 
 def _event(trouble: Trouble, text: str, about: Mapping[str, Any]) -> dict[str, Any]:
     return {
+        "timestamp": time.time(),
+        "platform": "other",
         "level": "fatal" if trouble.kind in ("fatal", "down") else "error",
         "logger": "kestrel_stack.alarm",
         "message": text,
@@ -290,9 +292,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--supervisord-log", type=Path, default=SUPERVISORD_LOG, metavar="FILE", help="(default: %(default)s)"
     )
+    parser.add_argument(
+        "--current",
+        type=Path,
+        metavar="LINK",
+        help="the application's current release: before there is one, workers that stay down are no trouble",
+    )
     given = parser.parse_args(arguments)
     senders = Senders(given.config, os.environ.get("KESTREL_STACK_ALARM_WEBHOOK"), write_log)
     reporter = Reporter(senders.send, write_log)
+
+    def take(trouble: Trouble) -> None:
+        if trouble.kind != "down" or given.current is None or given.current.exists():
+            reporter.take(trouble)
 
     def end(number: int, frame: object) -> None:
         raise SystemExit(0)
@@ -303,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdin.buffer,
             sys.stdout.buffer,
             given.groups.split(","),
-            reporter.take,
+            take,
             write_log,
             lambda process: read_exit_status(process, given.supervisord_log),
         )

@@ -397,7 +397,7 @@ def test_a_worker_that_is_killed_or_stays_down_raises_an_alarm_and_one_that_reac
     alarms, helper, release, root, eventually, stopped
 ):
     # Begins anew, for it sends the same trouble of the same group once in five minutes only.
-    root(HOST, "supervisorctl restart news_alarm:news_alarm")
+    root(HOST, "supervisorctl restart news_alarm:news_alarm; rm -f /tmp/alarms")
     release("20260101T000000Z-aaaaaaaa", exit_code=0)
     _, report, _ = helper("start", "news_bounces")
     limits = report["processes"][0]["pid"]

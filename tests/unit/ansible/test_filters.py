@@ -429,7 +429,7 @@ def test_a_dsn_goes_with_an_external_sentry_and_is_never_repeated():
     assert filters.dsn_problems("https://abc123@sentry.example.com/42", "external") == []
     assert filters.dsn_problems("http://abc@127.0.0.1:9000/prefix/1", "external") == []
     assert filters.dsn_problems("", "none") == []
-    for dsn in ("", "https://sentry.example.com/42", "https://secret@sentry.example.com/", "secret"):
+    for dsn in ("", "https://sentry.example.com/42", "https://secret@sentry.example.com", "secret"):
         [problem] = filters.dsn_problems(dsn, "external")
         assert problem.startswith("app_host_sentry_dsn must be the project's DSN")
         assert not dsn or "secret" not in problem

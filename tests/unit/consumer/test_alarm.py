@@ -46,8 +46,10 @@ class Hook:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                hook.heard.put((self.path, body))
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                # An envelope of Sentry's is three lines of JSON.
+                said = [json.loads(line) for line in body.splitlines()]
+                hook.heard.put((self.path, said[-1]))
                 hook.held.wait(30)
                 self.send_response(200)
                 self.end_headers()
@@ -76,7 +78,7 @@ def hook():
 class Listener:
     """The alarm's process, and supervisor's end of its pipes."""
 
-    def __init__(self, folder, log, webhook=""):
+    def __init__(self, folder, log, webhook="", dsn=None):
         config = folder / "shop.json"
         config.write_text(
             json.dumps(
@@ -87,12 +89,15 @@ class Listener:
                     "host": "worker9",
                     "servers": ["127.0.0.1:1"],
                     "queues": [{"name": "mail"}],
-                    "sentry_dsn": None,
+                    "sentry_dsn": dsn,
                 }
             )
         )
         self.stderr = folder / "alarm.log"
         command = [sys.executable, "-m", "kestrel_stack.consumer.alarm", "--config", config]
+        self.current = folder / "current"
+        self.current.mkdir()
+        command += ["--current", self.current]
         command += ["--groups", "shop_mail,shop_news,shop_bulk,shop_mover", "--supervisord-log", log]
         with self.stderr.open("w") as stderr:
             self.process = subprocess.Popen(
@@ -143,8 +148,8 @@ class Listener:
 def listener(tmp_path, supervisord_log):
     made = []
 
-    def start(webhook=""):
-        made.append(Listener(tmp_path, supervisord_log, webhook))
+    def start(webhook="", dsn=None):
+        made.append(Listener(tmp_path, supervisord_log, webhook, dsn))
         return made[-1]
 
     yield start
@@ -182,6 +187,16 @@ def test_a_worker_that_reached_its_limits_and_strangers_are_no_trouble_and_one_t
     assert [line["process"] for line in ours.logged()] == ["shop_bulk_00"]
 
 
+def test_workers_that_stay_down_before_the_first_deploy_are_no_trouble(listener, hook):
+    ours = listener(hook.url)
+    ours.current.rmdir()
+    ours.exited("shop_bulk_00", expected=1)
+    ours.exited("shop_mail_00")
+    ours.close()
+    assert hook.heard.get(timeout=20)[1]["kind"] == "crashed"
+    assert hook.heard.empty()
+
+
 def test_a_start_that_fails_again_and_again_is_reported_the_fifth_time(listener, hook):
     ours = listener(hook.url)
     for tries in range(1, 8):
@@ -209,6 +224,19 @@ def test_a_receiver_that_hangs_holds_up_neither_supervisor_nor_the_next_report(l
     ours.ready()
     hook.held.set()
     assert hook.heard.get(timeout=20)[1]["kind"] == "down"
+
+
+def test_sentry_is_told_as_well_and_neither_keeps_the_other_from_it(listener, hook):
+    dsn = f"http://key@127.0.0.1:{hook.server.server_port}/7"
+    ours = listener("http://127.0.0.1:1/nobody", dsn)
+    ours.exited("shop_mail_00")
+    path, event = hook.heard.get(timeout=20)
+    assert path == "/api/7/envelope/"
+    assert event["message"] == "shop_mail_00 ended unasked (terminated by SIGKILL) and is started again"
+    assert event["tags"] == {"group": "shop_mail", "process": "shop_mail_00", "kind": "crashed"}
+    assert (event["environment"], event["server_name"], event["level"]) == ("test", "worker9", "error")
+    ours.close()
+    assert [line["to"] for line in ours.logged() if line["event"] == "report not sent"] == ["webhook"]
 
 
 def test_the_same_trouble_of_the_same_group_is_sent_once_and_logged_each_time(listener, hook):

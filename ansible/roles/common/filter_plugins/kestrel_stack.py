@@ -133,7 +133,11 @@ _KEY = re.compile(
     r" AAAA[A-Za-z0-9+/=]+( [^\r\n]*)?\Z"
 )
 _PHP_FILE = re.compile(r"(?!/)[A-Za-z0-9_./-]+\.php\Z")
-_DSN = re.compile(r"https?://[0-9A-Za-z_-]+(:[0-9A-Za-z_-]+)?@[^\s/@\"'\\]+(/[^\s\"'\\]*)?/[0-9]+\Z")
+# What the workers' sender takes.
+_DSN = re.compile(
+    r"https?://[A-Za-z0-9]+(:[A-Za-z0-9]+)?@(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?"
+    r"(/[A-Za-z0-9._~-]+)*/[A-Za-z0-9_-]+/?\Z"
+)
 _URL = re.compile(r"https?://[^\s\"'\\<>]+\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+\Z")
 _REGISTRY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
