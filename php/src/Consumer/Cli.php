@@ -6,8 +6,9 @@ namespace KestrelStack\Consumer;
 
 use KestrelStack\Queue\Errors\QueueError;
 use KestrelStack\Queue\Errors\SettingsError;
-use KestrelStack\Queue\KestrelQueue;
+use KestrelStack\Queue\KestrelStore;
 use KestrelStack\Queue\Names;
+use KestrelStack\Queue\Queue;
 use KestrelStack\Queue\QueueSettings;
 use KestrelStack\Queue\Server;
 use KestrelStack\Queue\Settings;
@@ -65,6 +66,15 @@ final class Cli
     {
         $found = self::settings($flags, $environ);
         $queues = self::queues($flags->queue, $found);
+        if ($flags->jobTimeout !== null) {
+            $timeout = ['jobTimeout' => (int) ceil($flags->jobTimeout)];
+            $queues = array_map(
+                static fn (QueueSettings $queue): QueueSettings => new QueueSettings(
+                    ...$timeout + get_object_vars($queue),
+                ),
+                $queues,
+            );
+        }
         $namespace = $flags->namespace ?? $found?->namespace ?? $environ['KESTREL_STACK_NAMESPACE'] ?? '';
         $servers = $flags->servers ?? $found?->servers ?? $environ['KESTREL_STACK_SERVERS'] ?? '';
         $rules = [];
@@ -75,10 +85,13 @@ final class Cli
             );
         }
         $first = $queues[0];
+        $store = self::store($servers, $namespace, $queues);
         return new Plan(
             rules: $rules,
             app: $flags->app,
-            servers: Server::parse($servers),
+            queues: array_map(static fn (QueueSettings $queue): string => $queue->name, $queues),
+            servers: implode(',', $store instanceof KestrelStore ? $store->servers : [$servers]),
+            store: $store,
             environment: $flags->env ?? $found?->environment ?? $environ['KESTREL_STACK_ENVIRONMENT'] ?? null,
             limits: new Limits(
                 jobs: $flags->maxJobs ?? $first->maxJobs,
@@ -128,15 +141,15 @@ final class Cli
         $reporter = self::reporter($plan, $environ, $forChild, $log);
         $runner = new Runner($plan->app, $log, $signals, $forChild, reporter: $reporter);
         $queues = [];
-        foreach (array_keys($plan->rules) as $name) {
-            $queues[] = new KestrelQueue((string) $name, $plan->servers, $plan->start);
+        foreach ($plan->queues as $name) {
+            $queues[] = $plan->store->worker($name, $plan->start);
         }
         $queue = count($queues) === 1 ? $queues[0] : new PriorityQueue($queues);
         $worker = new Worker($queue, $plan->rules, $runner, $signals, $writer, $plan->limits, $started, $reporter);
         $log->info('worker begins', [
             'queue' => $queue->name(),
             'app' => $plan->app,
-            'servers' => implode(',', $plan->servers),
+            'servers' => $plan->servers,
             'environment' => $plan->environment,
             'release' => $environ['KESTREL_STACK_RELEASE'] ?? null,
             'pid' => getmypid(),
@@ -224,6 +237,21 @@ final class Cli
             throw $exc;
         }
         return Settings::load($flags->config, $environ);
+    }
+
+    /**
+     * @param string|list<Server> $servers
+     * @param non-empty-list<QueueSettings> $queues
+     */
+    private static function store(string|array $servers, string $namespace, array $queues): Queue
+    {
+        if (is_array($servers) || !str_contains($servers, '://')) {
+            return new KestrelStore($namespace, $servers, $queues);
+        }
+        if (str_starts_with($servers, 'memory:')) {
+            throw new UsageError('--servers: memory:// is inside of one process; a worker needs a server');
+        }
+        return Queue::open(rtrim($servers, '/') . "/$namespace", $queues);
     }
 
     /**

@@ -32,7 +32,8 @@ final class Flags
                                 example jobs.php
           --config FILE         settings file (default: the only one in /etc/kestrel-stack)
           --servers HOST:PORT,…
-                                queue servers, instead of those in the settings file
+                                queue servers, instead of those in the settings file; or
+                                beanstalkd://HOST:PORT
           --namespace NAMESPACE
                                 instead of that in the settings file
           --env NAME            environment, instead of that in the settings file

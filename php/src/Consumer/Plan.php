@@ -4,7 +4,7 @@ declare(strict_types=1);
 
 namespace KestrelStack\Consumer;
 
-use KestrelStack\Queue\Server;
+use KestrelStack\Queue\Queue;
 
 /**
  * Everything a worker needs to know, from flags, environment and settings file.
@@ -15,12 +15,14 @@ final class Plan
 {
     /**
      * @param non-empty-array<string, Rules> $rules
-     * @param non-empty-list<Server> $servers
+     * @param non-empty-list<string> $queues the names of the same queues in the namespace
      */
     public function __construct(
         public readonly array $rules,
         public readonly string $app,
-        public readonly array $servers,
+        public readonly array $queues,
+        public readonly string $servers,
+        public readonly Queue $store,
         public readonly ?string $environment,
         public readonly Limits $limits,
         public readonly int $start,
