@@ -194,6 +194,14 @@ def test_what_no_child_can_report_is_reported_by_its_parent(app, broker, server,
     ]
 
 
+def test_a_job_that_takes_too_long_is_a_warning_while_it_is_tried_again(app, broker, server):
+    enqueue(broker, "Hang")
+    flags = ("--max-jobs", "1", "--job-timeout", "0.3")
+    with start(app, broker, server.dsn, *flags, delays=(10,)) as worker:
+        assert worker.end() == 0
+    assert [event["level"] for event in server.events] == ["warning"]
+
+
 def test_without_a_dsn_nothing_is_sent_and_no_event_is_named(app, broker, server):
     enqueue(broker, "Fail", "Die")
     with start(app, broker, None, "--max-jobs", "2") as worker:

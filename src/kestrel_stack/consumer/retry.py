@@ -30,8 +30,12 @@ class Retry(Exception):  # noqa: N818
         self.reason = reason
 
 
-def next_delay(attempt: int, delays: Sequence[int], wanted: int | None = None) -> int | None:
-    """Return after how many seconds a job that failed at `attempt` is tried again; None: it is parked."""
+def next_delay(attempt: int, delays: Sequence[int], wanted: object = None) -> int | None:
+    """Return after how many seconds a job that failed at `attempt` is tried again; None: it is parked.
+
+    `wanted` is the delay that the job asked for; what is not one of `delays` is not heeded.
+    """
     if attempt > len(delays):
         return None
-    return wanted if wanted in delays else delays[attempt - 1]
+    # By its type, too: true is no delay of 1 s.
+    return wanted if type(wanted) is int and wanted in delays else delays[attempt - 1]

@@ -328,8 +328,7 @@ class Worker:
         reason = outcome.reason
         delay = None
         if outcome.asks != "park" and not outcome.died:
-            wanted = outcome.delay if type(outcome.delay) is int else None
-            delay = next_delay(envelope.attempt, delays, wanted)
+            delay = next_delay(envelope.attempt, delays, outcome.delay)
         if outcome.asks == "retry":
             reason = _asked(outcome.delay, delays)
         tags: dict[str, object] = {
