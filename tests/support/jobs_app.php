@@ -226,6 +226,10 @@ $registry->job('Program', static function (array $data, Context $context) use ($
 
 $registry->job('TermProgram', static function (array $data, Context $context) use ($note): void {
     $started = proc_open(['sleep', '600'], [], $pipes);
+    // Until then it is a copy of this process, whose handlers of signals are PHP's.
+    while (!str_contains(file_get_contents('/proc/' . proc_get_status($started)['pid'] . '/comm'), 'sleep')) {
+        usleep(1_000);
+    }
     proc_terminate($started);
     while (($status = proc_get_status($started))['running']) {
         usleep(10_000);

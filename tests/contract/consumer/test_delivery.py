@@ -65,17 +65,52 @@ def test_every_valid_envelope_is_taken_for_a_job_and_every_other_item_is_parked_
             assert record.reason == " ".join(case["faults"])
 
 
-def test_term_finishes_the_job_in_hand_and_leaves_the_next(stage):
+@pytest.mark.parametrize("number", [TERM, signal.SIGINT])
+def test_told_to_stop_it_finishes_the_job_in_hand_and_leaves_the_next(stage, number):
     with stage.worker() as worker:
         job, following = stage.send("Wait"), stage.send("Wait")
         stage.app.wait_for("begun")
-        worker.send(TERM)
+        worker.send(number)
         stage.app.go()
         assert worker.end() == 0
     assert stage.app.noted("done") == [job]
     wait_until(lambda: (stage.count(), stage.held()) == (1, 0), f"{following} to be left")
     assert [record["id"] for record in worker.events("job")] == [job]
-    assert worker.events("worker ends")[0]["reason"] == "SIGTERM"
+    assert worker.events("worker ends")[0]["reason"] == signal.Signals(number).name
+
+
+def test_a_job_that_arrives_together_with_term_is_left_for_the_next_worker(stage):
+    stage.send("Note")
+    with stage.worker() as worker:
+        worker.jobs(1)
+        waits = stage.broker.stats
+        wait_until(lambda: waits("shop_work").get("waiters") == 1, "the worker to wait for an item")
+        # Held still, so that it sees both when it goes on.
+        worker.send(signal.SIGSTOP)
+        stage.send("Note")
+        worker.send(TERM)
+        worker.send(signal.SIGCONT)
+        assert worker.end() == 0
+    assert len(stage.app.noted("done")) == 1
+    wait_until(lambda: (stage.count(), stage.held()) == (1, 0), "the job to be back")
+
+
+def test_programs_that_a_job_starts_can_be_terminated(stage):
+    stage.send("TermProgram")
+    with stage.worker("--max-jobs", "1") as worker:
+        assert worker.end() == 0
+    assert stage.app.noted("done") == [str(-TERM)]
+
+
+def test_a_job_knows_its_environment_and_release(stage):
+    stage.send("Say", {"text": "hello"})
+    environ = {"KESTREL_STACK_RELEASE": "20261121T011500Z-1a2b3c4d"}
+    with stage.worker("--env", "lab", "--max-jobs", "1", environ=environ) as worker:
+        assert worker.end() == 0
+    (said,) = worker.events("said")
+    assert (said["environment"], said["release"]) == ("lab", environ["KESTREL_STACK_RELEASE"])
+    (printed,) = worker.events("output")
+    assert printed["text"] == "printed hello"
 
 
 def test_an_idle_worker_ends_with_its_child_when_told(stage):
