@@ -66,7 +66,7 @@ class Pipe:
     def receive(self) -> tuple[dict[str, Any], bytes] | None:
         """Return the parent's next message, or None when it has gone."""
         while not self._waiting:
-            data = self._socket.recv(256 * 1024)
+            data = self._socket.recv(frames.CHUNK)
             if not data:
                 return None
             self._waiting += self._decoder.feed(data)

@@ -29,8 +29,8 @@ MAX_KEPT_BYTES = 256 * 1024
 """So many lines and bytes of one job are kept back; the oldest are dropped first."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/@%+,*-]+")
-# ASCII, so that no character breaks a line or a terminal. One encoder: making one costs more than its use.
-_to_json = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
+# ASCII, so that no character breaks a line or a terminal.
+_quoted = json.encoder.encode_basestring_ascii
 
 Sink = Callable[[str, str, dict[str, object]], None]
 
@@ -142,11 +142,14 @@ class KeptBack:
 
 def json_line(level: str, event: str, fields: dict[str, object], at: float | None = None) -> str:
     """Return one line of JSON without its end, in ASCII. Fields that are None are left out."""
-    shown: dict[str, object] = {"time": stamp(at), "level": level, "event": event}
+    # By hand, which takes half the time of a JSON encoder: every job has such a line.
+    parts = [f'{{"time":"{stamp(at)}","level":"{level}","event":{_quoted(event)}']
     for name, content in fields.items():
         if content is not None:
-            shown[f"{name}_" if name in OWN_KEYS else str(name)] = _plain(content)
-    return _to_json(shown)
+            key = f"{name}_" if name in OWN_KEYS else str(name)
+            parts.append(f",{_quoted(key)}:{_json(content)}")
+    parts.append("}")
+    return "".join(parts)
 
 
 def line(level: str, event: str, fields: dict[str, object], at: float | None = None) -> str:
@@ -178,14 +181,18 @@ def value(content: object) -> str:
 _last_second: list = [None, ""]
 
 
-def _plain(content: object) -> object:
-    """Return a field's value as JSON has it: a text, a number that every reader keeps, or a truth value."""
+def _json(content: object) -> str:
+    """Return a field's value as JSON: a text, a number that every reader keeps, or a truth value."""
     kind = type(content)
-    if kind is str or kind is bool or (kind is int and -(2**63) <= content < 2**63):  # type: ignore[operator]
-        return content
+    if kind is str:
+        return _quoted(content)
+    if kind is bool:
+        return "true" if content else "false"
+    if kind is int and -(2**63) <= content < 2**63:  # type: ignore[operator]
+        return str(content)
     if kind is float and math.isfinite(content):  # type: ignore[arg-type]
-        return content
-    return _text(content)
+        return repr(content)
+    return _quoted(_text(content))
 
 
 def _text(content: object) -> str:

@@ -240,7 +240,8 @@ class Runner:
             if sent < len(data):
                 self._socket.settimeout(timeout)
                 self._socket.sendall(memoryview(data)[sent:])
-        self._socket.setblocking(False)
+        if self._socket.gettimeout() != 0:
+            self._socket.setblocking(False)
 
     def _wait(
         self,
@@ -253,11 +254,13 @@ class Runner:
         silent_since: float | None = None
         looked = False
         while True:
-            # Looked at before its messages: what it sent before it died is then complete.
-            ended = self._ending() is not None
-            if looked or ended:
+            if looked:
                 self._read_messages()
             looked = True
+            ended = not self._inbox and self._ending() is not None
+            if ended:
+                # Once more: what it sent before it died is complete now.
+                self._read_messages()
             if self._inbox:
                 return self._inbox.pop(0)
             if self._socket is None and silent_since is None:
@@ -293,7 +296,7 @@ class Runner:
     def _read_messages(self) -> None:
         while self._socket is not None and self._broken is None and not self._inbox:
             try:
-                data = self._socket.recv(256 * 1024)
+                data = self._socket.recv(frames.CHUNK)
             except BlockingIOError:
                 return
             except OSError:

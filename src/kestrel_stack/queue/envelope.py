@@ -247,7 +247,7 @@ def _load(body: bytes, error: type[InvalidEnvelope]) -> Any:
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise error([f"The item is nested more than {MAX_DEPTH} levels deep."])
     try:
-        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        content = _DECODER.decode(text)
     except json.JSONDecodeError as exc:
         raise error([f"The item is not JSON: {exc.msg} at character {exc.pos}."]) from None
     except (ValueError, RecursionError) as exc:
@@ -287,6 +287,10 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError("a number is too large")
     return value
+
+
+# Made once: making one costs more than its use.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _depth(text: str) -> int:
@@ -331,6 +335,8 @@ def _refuse_what_json_changes(value: object, where: str, depth: int) -> None:
 
 
 def _key_faults(content: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...]) -> list[str]:
+    if content.keys() == set(required):
+        return []
     found = [f"The field '{key}' is missing." for key in required if key not in content]
     unknown = sorted(set(content) - set(required) - set(optional))
     found += [f"The field {_show(key)} is unknown." for key in unknown]
