@@ -76,8 +76,8 @@ final class Child
             $this->pipe->send(['type' => 'unusable'] + $problem);
             return 0;
         }
-        $this->pipe->send(['type' => 'ready', 'jobs' => $this->registry->names()]);
         $this->reporting = $this->reporting();
+        $this->pipe->send(['type' => 'ready', 'jobs' => $this->registry->names()]);
         while (($message = $this->pipe->receive()) !== null) {
             [$head, $body] = $message;
             $this->number = (int) $head['number'];
@@ -264,7 +264,12 @@ final class Child
             return new OwnReporting();
         }
         $environment = self::variable('KESTREL_STACK_ENVIRONMENT');
-        return new SdkReporting($this->pipe, $dsn, $environment, self::variable('KESTREL_STACK_RELEASE'));
+        try {
+            return new SdkReporting($this->pipe, $dsn, $environment, self::variable('KESTREL_STACK_RELEASE'));
+        } catch (\Throwable $exc) {
+            fwrite(STDERR, 'sentry/sentry cannot be used, the worker reports by itself: ' . self::message($exc) . "\n");
+            return new OwnReporting();
+        }
     }
 
     /**
