@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What bin/up, bin/down and bin/test need before Python can take over: programs, and the virtual environment.
-# Bash and Debian's minimal install are enough for this file. Callers may set `yes` (1: do not ask) and `suite`.
+# Bash and Debian's minimal install are enough for this file. Callers may set `yes` (1: do not ask), `suite`,
+# and `with_php` (1: what the tests of the PHP half need).
 #
 #   KESTREL_STACK_VENV    another folder for the virtual environment, so that several checkouts share one
 #   KESTREL_STACK_DOCKER  another Docker client than /usr/bin/docker or the first on PATH
@@ -11,6 +12,7 @@ lock=$root/requirements/controller.txt
 program=bin/${0##*/}
 yes=0
 suite=bookworm
+with_php=0
 [[ ${CI:-} == true ]] && yes=1
 # What this run did, for Python to report; another bin/* that runs us has its own.
 unset KESTREL_STACK_BOOTSTRAPPED KESTREL_STACK_ENGINE_STARTED
@@ -124,9 +126,21 @@ check_needs() {
     fi
     has git || packages+=(git)
     { has ssh && has ssh-keygen; } || packages+=(openssh-client)
+    if [[ $with_php -eq 1 ]]; then
+        check_php
+    fi
     if [[ $with_engine -eq 1 ]]; then
         check_engine
     fi
+}
+
+check_php() {
+    local extension
+    has php || packages+=(php-cli)
+    for extension in memcached sqlite3; do
+        php -r "exit((int) !extension_loaded('$extension'));" >/dev/null 2>&1 || packages+=("php-$extension")
+    done
+    has phpunit || packages+=(phpunit)
 }
 
 check_engine() {

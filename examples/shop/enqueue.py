@@ -14,6 +14,8 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "HelloWorld": ("hello_world", {"name": "World"}),
     "SendMail": ("mail", {"to": "ada@example.org", "subject": "Your order", "text": "It is on its way.\n"}),
     "PostToPartner": ("partner_api", {"order": 4711}),
+    # Done by a worker in PHP. A file of one's own: php php/enqueue.php --tenant acme --file FILE.
+    "PostUpload": ("post_upload", {"name": "hello.txt", "content": "SGVsbG8K"}),
 }
 """Each job's queue, and the data that is sent when none is given."""
 

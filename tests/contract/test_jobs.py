@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kestrel_stack.consumer import log
+from kestrel_stack.consumer.retry import next_delay
 from kestrel_stack.queue import names
-from kestrel_stack.queue.envelope import Envelope, ParkedRecord, faults, parked_faults
-from kestrel_stack.queue.errors import InvalidEnvelope, InvalidParkedRecord, InvalidQueueName
+from kestrel_stack.queue.envelope import Envelope, ParkedRecord, again, faults, parked_faults
+from kestrel_stack.queue.errors import InvalidEnvelope, InvalidJob, InvalidParkedRecord, InvalidQueueName
 
 CASES = Path(__file__).parent / "jobs"
 
@@ -88,6 +90,44 @@ def test_a_retry_queue_gets_its_name_on_the_server(case):
 def test_an_illegal_queue_name_is_refused(case):
     with pytest.raises(InvalidQueueName):
         names.make(case["namespace"], case["queue"])
+
+
+@pytest.mark.parametrize("case", cases("retries.json", "again"))
+def test_an_envelope_is_written_again_for_the_next_try_and_keeps_its_meaning(case):
+    body = base64.b64decode(case["body_b64"])
+    written = again(body, case["due_at"])
+    assert json.loads(written) == json.loads(base64.b64decode(case["again_b64"]))
+    before, after = Envelope.decode(body), Envelope.decode(written)
+    assert (after.id, after.attempt, after.due_at) == (before.id, before.attempt + 1, case["due_at"])
+
+
+@pytest.mark.parametrize("case", cases("retries.json", "again_refused"))
+def test_an_envelope_that_no_worker_would_take_is_not_written_again(case):
+    with pytest.raises((InvalidEnvelope, InvalidJob)):
+        again(base64.b64decode(case["body_b64"]), case["due_at"])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in cases("retries.json", "rules")
+        if case.values[0]["failure"] in ("raises", "timeout", "asks_retry")
+    ],
+)
+def test_a_failure_takes_the_delay_of_its_attempt(case):
+    delay = next_delay(case["attempt"], case["retry_delays"], case.get("delay"))
+    assert delay == case["outcome"].get("retry_after")
+    assert (delay is None) == ("park" in case["outcome"])
+
+
+@pytest.mark.parametrize("case", cases("log.json", "lines"))
+def test_an_event_is_one_line_of_json_and_one_of_text(case):
+    event = (case["level"], case["event"], case["fields"], case["at"] / 1000)
+    as_json = log.json_line(*event)
+    assert list(json.loads(as_json).items()) == list(case["record"].items())
+    assert "\n" not in as_json
+    assert log.line(*event) == case["text"]
 
 
 JSON_VALUES = st.recursive(

@@ -81,8 +81,9 @@ CASES = {
     "a-misspelt-queue-option": (
         {"kestrel_stack_queues": [{"name": "mail", "max_jbos": 1}]},
         "role kestrel: unknown option kestrel_stack_queues.max_jbos: known are"
-        " alert, discard_old_when_full, fanout_only, fanouts, job_timeout, language, max_age, max_item_size,"
-        " max_items, max_jobs, max_memory_size, max_size, name, processes, rate_limit, retry_delays",
+        " alert, also, discard_old_when_full, fanout_only, fanouts, job_timeout, language, max_age,"
+        " max_item_size, max_items, max_jobs, max_memory, max_memory_size, max_size, max_time, name,"
+        " processes, rate_limit, retry_delays",
     ),
     "no-size": (
         {"kestrel_max_memory_size": "lots"},
@@ -108,9 +109,46 @@ CASES = {
         {"kestrel_stack_namespace": "my shop"},
         "kestrel_stack_namespace my shop is not legal: use A-Z, a-z, 0-9, _ and - only",
     ),
-    "php": (
+    "php-jobs-that-nobody-says-where-to-find": (
         {"kestrel_stack_queues": [{"name": "mail", "language": "php"}]},
-        "kestrel_stack_queues: mail: language php comes with a later version: set language: python",
+        "consumers_php_app '' does not name the jobs: give a .php file inside the application,"
+        " like php/jobs.php",
+    ),
+    "php-alone-needs-no-python-jobs": (
+        {
+            "kestrel_stack_queues": [{"name": "mail", "language": "php"}],
+            "consumers_php_app": "php/jobs.php",
+            "consumers_python_app": ABSENT,
+        },
+        None,
+    ),
+    "a-worker-of-two-languages": (
+        {
+            "kestrel_stack_queues": [
+                {"name": "mail", "also": ["news"]},
+                {"name": "news", "language": "php"},
+            ],
+            "consumers_php_app": "php/jobs.php",
+        },
+        "kestrel_stack_queues: mail: also names news, whose language is php:"
+        " a worker runs jobs of one language",
+    ),
+    "a-webhook-that-is-no-url": (
+        {"consumers_alarm_webhook": "chat.example.com/x"},
+        "consumers_alarm_webhook is not a URL that begins with https:// or http://"
+        " and has no blanks or quotes",
+    ),
+    "no-name-of-a-package": (
+        {"app_host_packages": ["php-curl; rm"]},
+        "app_host_packages: php-curl; rm is not the name of a Debian package, like php-curl",
+    ),
+    "an-external-sentry-without-its-dsn": (
+        {"sentry_backend": "external"},
+        "app_host_sentry_dsn must be the project's DSN, like https://KEY@sentry.example.com/1",
+    ),
+    "an-external-sentry": (
+        {"sentry_backend": "external", "app_host_sentry_dsn": "https://abc@sentry.example.com/1"},
+        None,
     ),
     "no-flavour-is-a-release": (
         {"kestrel_flavor": ABSENT, "kestrel_archive": "/no/such.zip"},
@@ -145,7 +183,7 @@ CASES = {
     ),
     "bugsink": (
         {"sentry_backend": "bugsink"},
-        "sentry_backend bugsink comes with a later version: set sentry_backend: none",
+        "sentry_backend bugsink comes with a later version: set sentry_backend: none, or external",
     ),
     "a-wrong-address": (
         {"kestrel_stack_address": "10.0.0"},

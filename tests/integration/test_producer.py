@@ -49,7 +49,7 @@ def closed():
 @pytest.fixture
 def in_order(monkeypatch):
     """Servers are tried in the order given, not by chance."""
-    monkeypatch.setattr("kestrel_stack.queue.producer.random.sample", lambda servers, _: list(servers))
+    monkeypatch.setattr("kestrel_stack.queue.kestrel.random.sample", lambda servers, _: list(servers))
 
 
 def test_a_job_arrives_as_an_envelope(brokers):

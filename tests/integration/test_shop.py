@@ -1,6 +1,7 @@
 """The shop as it runs on a host: enqueue.py, workers of one user, report.py of another user of the group."""
 
 import contextlib
+import http.server
 import json
 import mailbox
 import os
@@ -10,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,8 +70,15 @@ def host():
             base / "lib" / "kestrel_stack",
             ignore=shutil.ignore_patterns("__pycache__"),
         )
+        shutil.copytree(
+            ROOT / "php", release / "kestrel-stack" / "php", ignore=shutil.ignore_patterns("tests", ".*")
+        )
         with BrokerProcess(base) as broker:
             queues = [{"name": name} for name in ("hello_world", "mail", "partner_api")]
+            queues += [
+                {"name": "hello_world_php", "language": "php"},
+                {"name": "post_upload", "language": "php", "retry_delays": [5]},
+            ]
             (base / "shop.json").write_text(
                 json.dumps(
                     {
@@ -115,22 +124,39 @@ class Host:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def php(self, *arguments):
+        return subprocess.run(
+            ["php", *arguments],
+            cwd=self.release,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            umask=0o022,
+            **user(DEPLOY),
+        )
+
+    def put(self, queue, body):
+        with self.broker.connect() as client:
+            client.set(queue, body)
+
     def report(self):
         done = self.run("report.py", "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     @contextlib.contextmanager
-    def worker(self, queue, name="worker"):
+    def worker(self, queue, name="worker", language="python", **environ):
         log = self.base / f"{name}.log"
+        command = {
+            "python": [PYTHON, "-m", "kestrel_stack.consumer", "--app", "shop.jobs:registry"],
+            "php": ["php", self.release / "kestrel-stack/php/bin/consumer", "--app", "php/jobs.php"],
+        }
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [
-                    *(PYTHON, "-m", "kestrel_stack.consumer", "--queue", queue),
-                    *("--app", "shop.jobs:registry"),
-                ],
+                [*command[language], "--queue", queue],
                 cwd=self.release,
-                env=self.environ,
+                env={**self.environ, **environ},
                 stdout=file,
                 stderr=file,
                 # Supervisor's own, under which files are not writable for the group.
@@ -182,6 +208,109 @@ def test_a_job_without_a_partner_is_parked_saying_so(host):
     error = json.loads(item)["error"]
     assert error["class"] == "shop.config.NotConfigured"
     assert "set SHOP_PARTNER_URL" in error["message"]
+
+
+@pytest.fixture
+def third_party():
+    """An API that takes uploads; `received` are the requests, `status` is what it answers."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            server.received.append((dict(self.headers), body))
+            self.send_response(server.status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.received, server.status = [], 201
+    server.url = f"http://127.0.0.1:{server.server_port}/uploads"
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_jobs_that_either_language_enqueued_are_done_by_php_and_in_the_one_ledger(host):
+    host.enqueue("HelloWorld", 5, "--queue", "hello_world_php")
+    sent = host.php("php/enqueue.php", "--tenant", "acme", "--count", "5")
+    assert (sent.returncode, json.loads(sent.stdout)["enqueued"]) == (0, 5), sent.stderr
+    # A job in Python, too: the ledger's table is the same whoever makes it.
+    host.enqueue("HelloWorld", 1)
+    with host.worker("hello_world_php", language="php") as log, host.worker("hello_world", "b"):
+        wait_until(lambda: done(host.report(), "HelloWorld") == 11, "11 jobs in the ledger")
+    assert host.report()["by_release"] == {"20261121T011500Z-1a2b3c4d": 11}
+    assert log.read_text().count("Hello, World!") == 10
+
+
+def test_an_upload_is_posted_once_also_when_its_job_comes_twice(host, third_party):
+    picture = host.base / "picture one.jpg"
+    picture.write_bytes(bytes(range(256)) * 100)
+    sent = json.loads(host.php("php/enqueue.php", "--tenant", "acme", "--file", str(picture)).stdout)
+    [job] = host.broker.drain("shop_post_upload")
+    for _ in range(2):
+        host.put("shop_post_upload", job)
+    with host.worker("post_upload", language="php", SHOP_UPLOAD_URL=third_party.url):
+        wait_until(lambda: host.report()["duplicates"] == 1, "the second delivery is done")
+    [(headers, body)] = third_party.received
+    assert body == picture.read_bytes()
+    assert headers["Idempotency-Key"] == sent["ids"][0]
+    assert (headers["X-Tenant"], headers["X-File-Name"]) == ("acme", "picture%20one.jpg")
+
+
+def test_an_order_is_posted_once_also_when_its_job_comes_twice(host, third_party):
+    host.enqueue("PostToPartner", 1)
+    [job] = host.broker.drain("shop_partner_api")
+    for _ in range(2):
+        host.put("shop_partner_api", job)
+    with host.worker("partner_api", SHOP_PARTNER_URL=third_party.url):
+        wait_until(lambda: host.report()["duplicates"] == 1, "the second delivery is done")
+    assert len(third_party.received) == 1
+
+
+def test_an_upload_is_tried_again_while_the_api_is_away_and_parked_when_it_refuses_the_file(
+    host, third_party
+):
+    host.enqueue("PostUpload", 1)
+    third_party.status = 503
+    with host.worker("post_upload", language="php", SHOP_UPLOAD_URL=third_party.url):
+        wait_until(lambda: host.broker.stats("shop_post_upload_retry_5").get("items"), "the job for later")
+        [later] = host.broker.drain("shop_post_upload_retry_5")
+        assert json.loads(later)["attempt"] == 2
+        third_party.status = 422
+        host.put("shop_post_upload", later)
+        wait_until(lambda: host.broker.stats("shop_post_upload_errors").get("items"), "the parked job")
+    [parked] = host.broker.drain("shop_post_upload_errors")
+    assert "the API refuses the file: HTTP/1.0 422" in json.loads(parked)["reason"]
+    assert len(third_party.received) == 2
+
+
+def test_an_upload_that_nobody_takes_is_parked_saying_where_to_set_who_does(host):
+    host.enqueue("PostUpload", 1)
+    with host.worker("post_upload", language="php"):
+        wait_until(lambda: host.broker.stats("shop_post_upload_errors").get("items"), "the parked job")
+    [parked] = host.broker.drain("shop_post_upload_errors")
+    assert "set SHOP_UPLOAD_URL, or upload_url in" in json.loads(parked)["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "usage: php php/enqueue.php --tenant NAME"),
+        (("--tenant", "acme", "extra"), "usage: "),
+        (("--tenant", "acme", "--count", "none"), "--count must be a whole number"),
+        (("--tenant", "acme", "--file", "/nowhere"), "/nowhere cannot be read"),
+        (("--tenant", "a b"), "tenant"),
+        (("--tenant", "acme", "--config", "/nonexistent"), "/nonexistent does not exist"),
+    ],
+)
+def test_what_php_cannot_enqueue_is_refused_with_one_line(host, arguments, said):
+    failed = host.php("php/enqueue.php", *arguments)
+    assert failed.returncode == 1
+    assert said in failed.stderr
+    assert failed.stderr.count("\n") == 1
 
 
 @two_users

@@ -15,14 +15,47 @@ from pathlib import Path
 DEADLINE_S = 20.0
 
 
-class BrokerProcess:
+class Broker:
+    """Any broker that listens at `host` and `port`, asked with raw bytes."""
+
+    host = "127.0.0.1"
+    port = 0
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def connect(self) -> RawClient:
+        return RawClient(self.host, self.port)
+
+    def raw(self, request: bytes) -> bytes:
+        """Send bytes on a new connection followed by ``quit``, and return everything that was answered."""
+        with self.connect() as client:
+            client.send(request + b"quit\r\n")
+            return client.read_all()
+
+    def stats(self, queue: str) -> dict[str, int]:
+        """The numbers of one queue."""
+        prefix = f"STAT queue_{queue}_"
+        lines = self.raw(b"stats\r\n").decode("latin-1").split("\r\n")
+        pairs = [line.removeprefix(prefix).split(" ") for line in lines if line.startswith(prefix)]
+        return {key: int(number) for key, number in pairs if number.isdigit()}
+
+    def drain(self, queue: str) -> list[bytes]:
+        """Take every item of a queue with plain gets, in order."""
+        items = []
+        with self.connect() as client:
+            while (item := client.get(queue)) is not None:
+                items.append(item)
+        return items
+
+
+class BrokerProcess(Broker):
     """A real broker on loopback with its spool in a folder of its own; a context manager.
 
     Keyword arguments are keys of the broker's configuration. The ports are free ones at the first start and
     stay the same over restarts. ``log`` is what it wrote to stderr since the first start.
     """
-
-    host = "127.0.0.1"
 
     def __init__(self, tmp_path: Path, **config):
         self.folder = tmp_path / "broker"
@@ -36,10 +69,6 @@ class BrokerProcess:
         self.process: subprocess.Popen | None = None
         self.port = 0
         self.admin_port: int | None = None
-
-    @property
-    def address(self) -> str:
-        return f"{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -99,30 +128,6 @@ class BrokerProcess:
     def __exit__(self, *exc) -> None:
         if self.process and self.process.poll() is None:
             self.kill()
-
-    def connect(self) -> RawClient:
-        return RawClient(self.host, self.port)
-
-    def raw(self, request: bytes) -> bytes:
-        """Send bytes on a new connection followed by ``quit``, and return everything that was answered."""
-        with self.connect() as client:
-            client.send(request + b"quit\r\n")
-            return client.read_all()
-
-    def stats(self, queue: str) -> dict[str, int]:
-        """The numbers of one queue."""
-        prefix = f"STAT queue_{queue}_"
-        lines = self.raw(b"stats\r\n").decode("latin-1").split("\r\n")
-        pairs = [line.removeprefix(prefix).split(" ") for line in lines if line.startswith(prefix)]
-        return {key: int(number) for key, number in pairs if number.isdigit()}
-
-    def drain(self, queue: str) -> list[bytes]:
-        """Take every item of a queue with plain gets, in order."""
-        items = []
-        with self.connect() as client:
-            while (item := client.get(queue)) is not None:
-                items.append(item)
-        return items
 
 
 class RawClient:

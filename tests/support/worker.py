@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,153 +14,35 @@ from kestrel_stack.queue import Producer
 from support.broker import DEADLINE_S, BrokerProcess, wait_until
 
 ROOT = Path(__file__).parents[2]
-
-APPLICATION = """
-import os, pathlib, subprocess, sys, time
-from kestrel_stack.consumer import Registry
-
-registry = Registry()
-FOLDER = pathlib.Path(os.environ["TEST_FOLDER"])
+LANGUAGES = ("python", "php")
+APPLICATIONS = {"python": "jobs_app:registry", "php": "jobs_app.php"}
 
 
-def note(name, text):
-    with open(FOLDER / name, "ab", 0) as file:
-        file.write(f"{text}\\n".encode())
+def consumer(language: str) -> list[str]:
+    """Return the command of a language's worker, without flags."""
+    if language == "python":
+        return [sys.executable, "-m", "kestrel_stack.consumer"]
+    php = shutil.which("php")
+    assert php, "there is no php here; install Debian's php-cli"
+    return [php, str(ROOT / "php" / "bin" / "consumer")]
 
 
-def wait_for(name):
-    while not (FOLDER / name).exists():
-        time.sleep(0.01)
+def clean_environment(app: App, more: dict[str, str] | None = None) -> dict[str, str]:
+    """Return an environment in which nothing but `more` tells a worker what to do."""
+    ours = ("KESTREL_STACK_", "SUPERVISOR_", "SENTRY_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    return kept | {"TEST_FOLDER": str(app.folder), "PYTHONPATH": str(ROOT / "src"), **(more or {})}
 
 
-@registry.job("Note")
-def note_it(data, context):
-    note("done", data.get("text", context.id))
-
-
-@registry.job("Slow")
-def slow(data, context):
-    note("begun", context.id)
-    time.sleep(0.02)
-    note("done", context.id)
-
-
-@registry.job("Pid")
-def pid(data, context):
-    note("done", f"{os.getpid()} {os.getppid()}")
-
-
-@registry.job("Wait")
-def wait(data, context):
-    note("begun", context.id)
-    wait_for("go")
-    note("done", context.id)
-
-
-@registry.job("WaitThenRaise")
-def wait_then_raise(data, context):
-    note("begun", context.id)
-    wait_for("go")
-    raise RuntimeError("after the wait")
-
-
-@registry.job("Raise")
-def raise_it(data, context):
-    raise ValueError(data["message"])
-
-
-@registry.job("RaiseOddly")
-def raise_oddly(data, context):
-    class Odd(BaseException):
-        def __str__(self):
-            raise RuntimeError("not even this")
-    raise Odd()
-
-
-@registry.job("Exit")
-def exit_it(data, context):
-    sys.exit(data["status"])
-
-
-@registry.job("Vanish")
-def vanish(data, context):
-    print("last words", file=sys.stderr)
-    os._exit(data["status"])
-
-
-@registry.job("Garbage")
-def garbage(data, context):
-    os.write(1, bytes(range(256)) * 2000)
-    os.write(2, os.urandom(100_000))
-    note("done", context.id)
-
-
-@registry.job("AllDescriptors")
-def all_descriptors(data, context):
-    note("begun", context.id)
-    for descriptor in range(3, 64):
-        try:
-            os.write(descriptor, b"Hello, I am a print statement.")
-        except OSError:
-            pass
-
-
-@registry.job("CloseDescriptors")
-def close_descriptors(data, context):
-    os.closerange(3, 64)
-
-
-@registry.job("Fork")
-def fork(data, context):
-    os.fork()
-    note("forked", os.getpid())
-
-
-@registry.job("Daemonise")
-def daemonise(data, context):
-    if os.fork() == 0:
-        os.setsid()
-        wait_for("go")
-        print("from the daemon", flush=True)
-        note("daemon", "still here")
-        os._exit(0)
-    note("done", context.id)
-
-
-@registry.job("Program")
-def program(data, context):
-    started = subprocess.Popen(["sleep", "600"])
-    note("program", started.pid)
-    started.wait()
-
-
-@registry.job("TermProgram")
-def term_program(data, context):
-    started = subprocess.Popen(["sleep", "600"])
-    started.terminate()
-    note("done", started.wait())
-
-
-@registry.job("Coroutine")
-def coroutine(data, context):
-    async def later(): ...
-    made = later()
-    made.close()
-    return made
-
-
-@registry.job("Memory")
-def memory(data, context):
-    global kept
-    kept = bytearray(data["megabytes"] * 1_000_000)
-    note("done", os.getpid())
-
-
-@registry.job("Say")
-def say(data, context):
-    context.log.info("said", text=data["text"], environment=context.environment, release=context.release)
-    print("printed", data["text"])
-"""
+def settings(servers: str, *queues: dict) -> dict:
+    """Return the content of a settings file."""
+    return {
+        "app": "shop",
+        "namespace": "shop",
+        "environment": "test",
+        "servers": servers.split(","),
+        "queues": list(queues),
+    }
 
 
 class App:
@@ -167,7 +51,8 @@ class App:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "jobs_app.py").write_text(APPLICATION)
+        for file in ("jobs_app.py", "jobs_app.php"):
+            shutil.copy(Path(__file__).with_name(file), folder)
 
     def noted(self, name: str) -> list[str]:
         file = self.folder / name
@@ -183,29 +68,65 @@ class App:
 
 
 class WorkerProcess:
-    """A real worker on the queue shop_work; a context manager. Its log is its stderr."""
+    """A real worker, on the queue shop_work unless told otherwise; a context manager. Its log is its stderr.
+
+    Without ``debug`` that log is JSON: see ``records``. ``settings`` is the content of a settings file.
+    """
 
     def __init__(
-        self, app: App, servers: str, *flags: str, name: str = "worker", environ=None, app_name=None
+        self,
+        app: App,
+        servers: str,
+        *flags: str,
+        name: str = "worker",
+        environ=None,
+        app_name=None,
+        language: str = "python",
+        queue: str = "work",
+        debug: bool = True,
+        settings: dict | None = None,
     ):
         self.log_file = app.folder / f"{name}.log"
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith("KESTREL_STACK_")
-        }
-        environment |= {"TEST_FOLDER": str(app.folder), "PYTHONPATH": str(ROOT / "src"), **(environ or {})}
         command = [
-            *(sys.executable, "-m", "kestrel_stack.consumer", "--queue", "work"),
-            *("--app", app_name or "jobs_app:registry", "--servers", servers, "--namespace", "shop"),
-            *("--debug", "--min-uptime", "0", *flags),
+            *(*consumer(language), "--queue", queue),
+            *("--app", app_name or APPLICATIONS[language], "--servers", servers, "--namespace", "shop"),
+            *(*(["--debug"] if debug else []), "--min-uptime", "0", *flags),
         ]
+        if settings is not None:
+            file = app.folder / f"{name}.json"
+            file.write_text(json.dumps(settings))
+            command += ["--config", str(file)]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=app.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=app.folder,
+                env=clean_environment(app, environ),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     @property
     def log(self) -> str:
         return self.log_file.read_text()
+
+    @property
+    def records(self) -> list[dict]:
+        """The whole lines of a log that is JSON."""
+        *lines, _ = self.log_file.read_bytes().split(b"\n")
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError:
+            text = self.log[-4000:]
+            raise AssertionError(f"a line of the worker's log is not JSON; it ends with:\n{text}") from None
+
+    def events(self, event: str) -> list[dict]:
+        return [record for record in self.records if record["event"] == event]
+
+    def jobs(self, count: int) -> list[dict]:
+        """The first so many lines about jobs in a log that is JSON."""
+        self.wait_until(lambda: len(self.events("job")) >= count, f"{count} lines about jobs")
+        return self.events("job")
 
     @property
     def child(self) -> int:
@@ -215,8 +136,13 @@ class WorkerProcess:
         return int(started[-1].split(" child=")[1].split()[0])
 
     def wait_for(self, text: str, count: int = 1) -> None:
+        self.wait_until(lambda: self.log.count(text) >= count, f"{count} times {text!r} in the log")
+
+    def wait_until(self, condition, what: str) -> None:
+        """Wait, for as long as the worker lives; the log is in the message if it is in vain."""
         try:
-            wait_until(lambda: self.log.count(text) >= count, f"{count} times {text!r} in the log")
+            wait_until(lambda: condition() or self.process.poll() is not None, what)
+            assert condition(), f"the worker ended with {self.process.poll()} before {what}"
         except AssertionError as exc:
             raise AssertionError(f"{exc}\n{self.log}") from None
 

@@ -13,12 +13,17 @@ from email.message import EmailMessage
 from typing import Any
 
 from kestrel_stack.consumer import Context, Registry
+from kestrel_stack.queue.once import Once, SqliteStore
 from shop import config, files, ledger
 
 registry = Registry()
 
 PARTNER_TIMEOUT = 10.0
 """Seconds for the partner's answer; well below the queue's job_timeout."""
+LEASE = 30.0
+"""Seconds that a worker may be at a post: the queue's job_timeout."""
+REMEMBERED = 7 * 86400.0
+"""Seconds that a post is remembered."""
 
 
 @registry.job("HelloWorld")
@@ -47,9 +52,21 @@ def send_mail(data: dict[str, Any], context: Context) -> None:
 
 @registry.job("PostToPartner")
 def post_to_partner(data: dict[str, Any], context: Context) -> None:
-    """POST the data to the partner's API; the job's id lets the partner see a repetition."""
+    """POST the data to the partner's API, once, also when the job comes twice.
+
+    Where a worker dies between the post and its mark, the job's id lets the partner see the repetition.
+    """
+    url = config.partner_url()
+    files.shared_folder(files.var())
+    once = Once(SqliteStore(files.shared_file(files.var() / "once.sqlite")), LEASE)
+    if not once.run(f"partner-{context.id}", REMEMBERED, lambda: _post(url, data, context)):
+        context.log.info("partner was told before")
+    _note(context)
+
+
+def _post(url: str, data: dict[str, Any], context: Context) -> None:
     request = urllib.request.Request(  # noqa: S310 - config.partner_url() lets only http and https pass
-        config.partner_url(),
+        url,
         data=json.dumps({"tenant": context.tenant, "data": data}).encode(),
         headers={"Content-Type": "application/json", "Idempotency-Key": context.id},
         method="POST",
@@ -60,7 +77,6 @@ def post_to_partner(data: dict[str, Any], context: Context) -> None:
     except urllib.error.HTTPError as exc:
         raise PartnerRefused(f"the partner answered {exc.code} {exc.reason}") from None
     context.log.info("partner told", status=status)
-    _note(context)
 
 
 class PartnerRefused(Exception):  # noqa: N818 - it says what happened

@@ -12,6 +12,7 @@ import hashlib
 import io
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from kestrel_stack import __version__
@@ -23,8 +24,13 @@ LAUNCHER = "import sys\n\nfrom kestrel_stack.broker.__main__ import main\n\nsys.
 
 def build() -> bytes:
     """Return the bytes of the zipapp."""
-    files = {"__main__.py": LAUNCHER.encode()}
-    for source in [PACKAGE.parent / "__init__.py", *PACKAGE.glob("*.py")]:
+    return pack([PACKAGE.parent / "__init__.py", *PACKAGE.glob("*.py")], LAUNCHER)
+
+
+def pack(sources: Iterable[Path], launcher: str) -> bytes:
+    """Return the bytes of a zipapp of these files of kestrel_stack, which runs `launcher`."""
+    files = {"__main__.py": launcher.encode()}
+    for source in sources:
         files[source.relative_to(PACKAGE.parent.parent).as_posix()] = source.read_bytes()
     buffer = io.BytesIO()
     buffer.write(b"#!/usr/bin/env python3\n")
@@ -39,9 +45,13 @@ def build() -> bytes:
 
 def write(folder: Path) -> Path:
     """Write the zipapp into ``folder``, which is made if need be, and return its path."""
-    content = build()
+    return keep(folder, "kestrel-embedded", build())
+
+
+def keep(folder: Path, name: str, content: bytes) -> Path:
+    """Write a zipapp into ``folder`` under its name, version and hash, and return its path."""
     digest = hashlib.sha256(content).hexdigest()
-    path = folder / f"kestrel-embedded-{__version__}-{digest[:12]}.pyz"
+    path = folder / f"{name}-{__version__}-{digest[:12]}.pyz"
     if not path.exists() or path.read_bytes() != content:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")

@@ -11,6 +11,8 @@ import ctypes
 import faulthandler
 import importlib
 import inspect
+import json
+import math
 import os
 import resource
 import signal
@@ -18,18 +20,23 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kestrel_stack.consumer import frames
-from kestrel_stack.consumer.log import Log
-from kestrel_stack.consumer.registry import Context, Registry
-from kestrel_stack.queue.envelope import Envelope, clean_text
+from kestrel_stack.consumer import frames, reporting
+from kestrel_stack.consumer.log import Log, Sink
+from kestrel_stack.consumer.registry import Context, Job, Registry
+from kestrel_stack.consumer.retry import Park, Retry, next_delay
+from kestrel_stack.queue.envelope import clean_text
 
 MAX_STACK = 16 * 1024
 MAX_MESSAGE = 4 * 1024
 """Longest stack and message of an error that is reported, in characters."""
+MAX_TEXT = 64 * 1024
+"""Longest text that a job logs in one field, in characters; the rest is cut off."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -59,19 +66,19 @@ class Pipe:
     def receive(self) -> tuple[dict[str, Any], bytes] | None:
         """Return the parent's next message, or None when it has gone."""
         while not self._waiting:
-            data = self._socket.recv(256 * 1024)
+            data = self._socket.recv(frames.CHUNK)
             if not data:
                 return None
             self._waiting += self._decoder.feed(data)
         return self._waiting.pop(0)
 
-    def log(self, level: str, event: str, fields: dict[str, object]) -> None:
-        """Pass a log line to the parent; a forked copy, which has no pipe, prints it."""
-        texts = {str(key): _text(content) for key, content in fields.items() if content is not None}
+    def log(self, job: Mapping[str, object], level: str, event: str, fields: dict[str, object]) -> None:
+        """Pass a line of `job` to the parent; a forked copy, which has no pipe, prints it."""
+        plain = {_cut(key): _plain(content) for key, content in fields.items() if content is not None}
         try:
-            self.send({"type": "log", "level": level, "event": _text(event), "fields": texts})
+            self.send({"type": "log", "of": job, "level": level, "event": _cut(event), "fields": plain})
         except OSError:
-            print(level, event, texts, file=sys.stderr)  # noqa: T201
+            print(level, event, plain, file=sys.stderr)  # noqa: T201
 
 
 def main(arguments: list[str]) -> int:
@@ -85,17 +92,28 @@ def main(arguments: list[str]) -> int:
     if registry is None:
         pipe.send({"type": "unusable", **problem})
         return 0
+    about = {
+        "release": os.environ.get("KESTREL_STACK_RELEASE"),
+        "environment": os.environ.get("KESTREL_STACK_ENVIRONMENT"),
+        "server_name": os.environ.get("KESTREL_STACK_HOST"),
+    }
+    # After the application, which may have set it up itself.
+    reports = reporting.find(about, os.environ.get("SENTRY_DSN"))
     pipe.send({"type": "ready", "jobs": registry.names})
     process = os.getpid()
     while (message := pipe.receive()) is not None:
         head, body = message
-        answer = run(registry, body, pipe)
+        answer = run(registry, {**head, **about}, body, pipe, reports)
         if os.getpid() != process:
             # The job forked and its copy came back here: it must not go on as if it were the worker's child.
             _flush()
             os._exit(0)
         _flush()
-        pipe.send({"type": "result", "number": head["number"], "memory": memory(), **answer})
+        if head.get("memory"):
+            answer["memory"] = memory()
+        pipe.send({"type": "result", "number": head["number"], **answer})
+    if reports is not None:
+        reports.close()
     return 0
 
 
@@ -119,34 +137,108 @@ def load(app: str) -> tuple[Registry | None, dict[str, str]]:
     return found, {}
 
 
-def run(registry: Registry, body: bytes, pipe: Pipe) -> dict[str, Any]:
-    """Do the job in `body`; return what the parent must know about its end."""
-    envelope = Envelope.decode(body)
-    function = registry.get(envelope.job)
+def run(
+    registry: Registry,
+    head: Mapping[str, Any],
+    body: bytes,
+    pipe: Pipe,
+    reports: reporting.Own | reporting.Sdk | None = None,
+) -> dict[str, Any]:
+    """Do the job in `body`, an envelope that the parent has checked; return what it must know of the end."""
+    job = json.loads(body)
+    function = registry.get(job["job"])
     if function is None:
         return {"outcome": "unknown", "known": registry.names}
+    of = {
+        "queue": head["queue"],
+        "job": job["job"],
+        "id": job["id"],
+        "tenant": job["tenant"],
+        "attempt": int(job["attempt"]),
+    }
     context = Context(
-        job=envelope.job,
-        id=envelope.id,
-        tenant=envelope.tenant,
-        attempt=envelope.attempt,
-        enqueued_at=envelope.enqueued_at,
-        trace=envelope.trace,
-        environment=os.environ.get("KESTREL_STACK_ENVIRONMENT"),
-        release=os.environ.get("KESTREL_STACK_RELEASE"),
-        log=Log(pipe.log, {"job": envelope.job, "id": envelope.id, "tenant": envelope.tenant}),
+        job=job["job"],
+        id=job["id"],
+        tenant=job["tenant"],
+        attempt=int(job["attempt"]),
+        enqueued_at=int(job["enqueued_at"]),
+        trace=job.get("trace"),
+        environment=head["environment"],
+        release=head["release"],
+        log=Log(partial(pipe.log, of) if reports is None else _telling(reports, pipe, of)),
+        queue=head["queue"],
     )
+    if reports is None:
+        return attempt(registry, function, job["data"], context)[0]
+    tags = {key: of[key] for key in ("job", "queue", "tenant", "attempt")} | {"release": context.release}
+    with reports.job(tags):
+        answer, exc = attempt(registry, function, job["data"], context)
+        if exc is not None:
+            lasts = answer.get("asks") == "park" or next_delay(context.attempt, head["delays"]) is None
+            level = "error" if lasts else "warning"
+            # Whatever goes wrong in reporting, the job's own end is what counts.
+            with contextlib.suppress(Exception):
+                answer |= reports.failed(exc, answer["error"], _outside(exc), level, tags)
+        return answer
+
+
+def attempt(
+    registry: Registry, function: Job, data: dict[str, Any], context: Context
+) -> tuple[dict[str, Any], BaseException | None]:
+    """Run the job inside of what is set up around it; return the answer, and the error if it failed."""
+    entered = False
+    raised: BaseException | None = None
     try:
-        returned = function(envelope.data, context)
-        if inspect.isawaitable(returned) or inspect.isgenerator(returned):
-            raise TypeError(f"the job returned a {type(returned).__name__}, which nobody would run")
+        with contextlib.ExitStack() as stack:
+            for around in registry.arounds:
+                stack.enter_context(around(context))
+            entered = True
+            try:
+                returned = function(data, context)
+                if inspect.isawaitable(returned) or inspect.isgenerator(returned):
+                    raise TypeError(f"the job returned a {type(returned).__name__}, which nobody would run")
+            except BaseException as exc:
+                raised = exc
+                raise
+        if raised is not None:  # suppressed by what is around it, which must not make a failure a success
+            raise raised
     except BaseException as exc:  # also sys.exit() in a job ends the job only
-        trace = exc.__traceback__.tb_next if exc.__traceback__ else None
-        return {
-            "outcome": "failed",
-            "error": {"class": _class(exc), "message": _message(exc), "stack": _stack(exc, trace)},
-        }
-    return {"outcome": "done"}
+        answer = failure(exc)
+        if entered and exc is not raised:
+            # Clearing failed: what was set for this tenant must not be there for the next one.
+            answer["replace"] = True
+        return answer, exc
+    return {"outcome": "done"}, None
+
+
+def failure(exc: BaseException) -> dict[str, Any]:
+    """Return what the parent must know of a job that ended with `exc`."""
+    answer: dict[str, Any] = {
+        "outcome": "failed",
+        "error": {"class": _class(exc), "message": _message(exc), "stack": _stack(exc, _outside(exc))},
+    }
+    if isinstance(exc, Park):
+        answer |= {"asks": "park", "reason": _text(exc.reason)[:MAX_MESSAGE]}
+    elif isinstance(exc, Retry):
+        answer |= {"asks": "retry", "delay": _plain(exc.delay)}
+    return answer
+
+
+def _outside(exc: BaseException) -> TracebackType | None:
+    """Return where the application's part of the traceback begins."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace
+
+
+def _telling(reports: reporting.Own | reporting.Sdk, pipe: Pipe, of: Mapping[str, object]) -> Sink:
+    def sink(level: str, event: str, fields: dict[str, object]) -> None:
+        pipe.log(of, level, event, fields)
+        with contextlib.suppress(Exception):
+            reports.crumb(level, _cut(event), {_cut(key): _plain(content) for key, content in fields.items()})
+
+    return sink
 
 
 def memory() -> int:
@@ -184,8 +276,10 @@ def _leave_signals_to_parent() -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # the job may have closed or replaced it
+        try:  # noqa: SIM105 - this runs after every job, and is the faster way
             stream.flush()
+        except Exception:  # noqa: S110 - the job may have closed or replaced it
+            pass
 
 
 def _class(exc: BaseException) -> str:
@@ -211,6 +305,21 @@ def _text(content: object) -> str:
         return clean_text(str(content))
     except Exception:
         return f"<{type(content).__name__}>"
+
+
+def _cut(content: object) -> str:
+    text = _text(content)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def _plain(content: object) -> object:
+    """Return `content` as it is when JSON and every reader of it keep it, otherwise as text."""
+    kind = type(content)
+    if content is None or kind is bool or (kind is int and abs(content) < 2**63):  # type: ignore[arg-type]
+        return content
+    if kind is float and math.isfinite(content):  # type: ignore[arg-type]
+        return content
+    return _cut(content)
 
 
 def _last_line_outside_of_import(trace: TracebackType | None) -> str:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
-from kestrel_stack.consumer.log import Log, write_lines
+from kestrel_stack.consumer import sentry
+from kestrel_stack.consumer.log import Log, Writer
+from kestrel_stack.consumer.priority import PriorityQueue
 from kestrel_stack.consumer.runner import Runner, UnusableApp
 from kestrel_stack.consumer.signals import Signals
-from kestrel_stack.consumer.worker import Limits, Worker
+from kestrel_stack.consumer.worker import Limits, Rules, Worker
 from kestrel_stack.queue import names, settings
 from kestrel_stack.queue.errors import QueueError, SettingsError
-from kestrel_stack.queue.kestrel import KestrelQueue
-from kestrel_stack.queue.servers import Server, parse_servers
+from kestrel_stack.queue.interface import JobQueue, Queue
+from kestrel_stack.queue.kestrel import KestrelStore
 from kestrel_stack.queue.settings import QueueSettings, Settings
 
 EX_OK = 0
@@ -37,15 +41,32 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a worker needs to know, from flags, environment and settings file."""
+    """Everything a worker needs to know, from flags, environment and settings file.
 
-    queue: str
+    `rules` are by the queue's name on the server; the first queue comes before the others.
+    """
+
+    rules: Mapping[str, Rules]
     app: str
-    servers: tuple[Server, ...]
+    servers: str
+    store: Queue
     environment: str | None
     limits: Limits
     start: int
     debug: bool
+    log_file: str | None = None
+    host: str | None = None
+    sentry_dsn: str | None = field(default=None, repr=False)
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues' names on the server, the first before the others."""
+        return tuple(self.rules)
+
+    def open(self) -> JobQueue:
+        """Return the queue to work on, one or several by priority; nothing is sent yet."""
+        queues = [self.store.worker(name, self.start) for name in self.store.queues]
+        return queues[0] if len(queues) == 1 else PriorityQueue(queues)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,22 +84,38 @@ def parser() -> argparse.ArgumentParser:
         description="Take jobs from a queue and run the application's functions for them.",
         epilog="Signals: TERM finishes the job in hand and ends; HUP replaces the process that runs jobs "
         "after the job in hand; USR1 reopens logs. "
-        "Exit status: 0 done; 78 wrong flags, settings or application.",
+        "Exit status: 0 done; 78 wrong flags, settings or application. "
+        "The log is one JSON object a line; one line, with the event job, for each job.",
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("--queue", required=True, help="the queue's name in the settings file, for example hello_world")
+    add(
+        *("--queue",),
+        required=True,
+        metavar="NAME[,NAME…]",
+        help="the queue's name in the settings file, for example hello_world; of several, a job of the "
+        "first is taken before any of the others (default: after a queue come those in its 'also')",
+    )
     add("--app", required=True, metavar="MODULE:REGISTRY", help="for example shop.jobs:registry")
     add("--config", metavar="FILE", help="settings file (default: the only one in /etc/kestrel-stack)")
-    add("--servers", metavar="HOST:PORT,…", help="queue servers, instead of those in the settings file")
+    add(
+        *("--servers",),
+        metavar="HOST:PORT,…",
+        help="queue servers, instead of those in the settings file; or beanstalkd://HOST:PORT",
+    )
     add("--namespace", help="instead of that in the settings file")
     add("--env", metavar="NAME", help="environment, instead of that in the settings file")
     add("--max-jobs", type=_count, metavar="N", help="end after so many jobs")
     add("--max-memory", type=_count, metavar="MB", help="replace the process that runs jobs above this size")
     add("--max-time", type=_seconds, metavar="S", help="end after so many seconds")
-    add("--job-timeout", type=_seconds, metavar="S", help="kill and park a job that takes longer")
+    add("--job-timeout", type=_seconds, metavar="S", help="kill a job that takes longer; it has failed")
     add("--rate", type=_rate, metavar="N/s", help="start at most so many jobs per second")
-    add("--debug", action="store_true", help="log every action")
+    add("--debug", action="store_true", help="log every action, as text")
+    add(
+        "--log-file",
+        metavar="FILE",
+        help="log to the end of this file instead of stderr; USR1 opens it again",
+    )
     add("--once", action="store_true", help="do one job if there is one, and end")
     add("--min-uptime", type=float, default=MIN_UPTIME, help=argparse.SUPPRESS)
     return made
@@ -90,29 +127,64 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
     if not _APP.fullmatch(given.app):
         raise UsageError(f"--app {given.app!r} is not MODULE:REGISTRY, for example shop.jobs:registry")
     found = _settings(given, environ)
-    queue = QueueSettings(given.queue) if found is None else found.queue(given.queue)
-    if queue.language != "python":
-        raise UsageError(f"the queue {queue.name} is for {queue.language} workers, not for Python")
+    queues = _queues(given.queue, found)
     namespace = given.namespace or (found.namespace if found else environ.get("KESTREL_STACK_NAMESPACE"))
     servers = given.servers or (found.servers if found else environ.get("KESTREL_STACK_SERVERS"))
     environment = given.env or (found.environment if found else environ.get("KESTREL_STACK_ENVIRONMENT"))
+    if given.job_timeout:
+        queues = [replace(queue, job_timeout=math.ceil(given.job_timeout)) for queue in queues]
+    first = queues[0]
+    store = _store(servers, namespace, queues)
     return Plan(
-        queue=names.make(namespace, queue.name),
+        rules={
+            names.make(namespace, queue.name): Rules(
+                given.job_timeout or queue.job_timeout, queue.retry_delays
+            )
+            for queue in queues
+        },
         app=given.app,
-        servers=parse_servers(servers),
+        servers=",".join(map(str, store.servers)) if isinstance(store, KestrelStore) else str(servers),
+        store=store,
         environment=environment,
         limits=Limits(
-            job_timeout=given.job_timeout or queue.job_timeout,
-            jobs=given.max_jobs or queue.max_jobs,
-            time=given.max_time,
-            memory=given.max_memory and given.max_memory * 1_000_000,
-            rate=given.rate or queue.rate_limit,
+            jobs=given.max_jobs or first.max_jobs,
+            time=given.max_time or first.max_time,
+            memory=given.max_memory * 1_000_000 if given.max_memory else first.max_memory,
+            rate=given.rate or first.rate_limit,
             min_uptime=given.min_uptime,
             once=given.once,
         ),
         start=process_number(environ),
         debug=given.debug,
+        log_file=given.log_file,
+        host=found.host if found else None,
+        sentry_dsn=environ.get("SENTRY_DSN") or (found.sentry_dsn if found else None),
     )
+
+
+def _store(servers: object, namespace: str, queues: list[QueueSettings]) -> Queue:
+    if not isinstance(servers, str) or "://" not in servers:
+        return KestrelStore(namespace, servers, queues)  # type: ignore[arg-type]
+    if servers.startswith("memory:"):
+        raise UsageError("--servers: memory:// is inside of one process; a worker needs a server")
+    return Queue.open(f"{servers.rstrip('/')}/{namespace}", queues=queues)
+
+
+def _queues(text: str, found: Settings | None) -> list[QueueSettings]:
+    """Return the queues to work on, by priority."""
+    wanted = text.split(",")
+    if found is None:
+        queues = [QueueSettings(name) for name in wanted]
+    else:
+        queues = [found.queue(name) for name in wanted]
+        if len(queues) == 1:
+            queues += [found.queue(name) for name in queues[0].also]
+    for queue in queues:
+        if queue.language != "python":
+            raise UsageError(f"the queue {queue.name} is for {queue.language} workers, not for Python")
+        if queues.count(queue) > 1:
+            raise UsageError(f"--queue names {queue.name} twice")
+    return queues
 
 
 def process_number(environ: Mapping[str, str]) -> int:
@@ -129,21 +201,27 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
         planned = plan(sys.argv[1:] if arguments is None else arguments, environ)
     except (UsageError, QueueError) as exc:
         print(f"consumer: {exc}", file=sys.stderr)
-        return _unusable(started, environ)
-    log = Log(write_lines(planned.debug))
+        return unusable(started, environ)
+    try:
+        writer = Writer(planned.debug, file=planned.log_file)
+    except OSError as exc:
+        print(f"consumer: --log-file {planned.log_file}: {exc.strerror}", file=sys.stderr)
+        return unusable(started, environ)
+    log = Log(writer)
     signals = Signals()
     signals.install()
     for_child = dict(environ)
     if planned.environment:
         for_child["KESTREL_STACK_ENVIRONMENT"] = planned.environment
+    reporter = _reporter(planned, environ, for_child, log)
     runner = Runner(planned.app, log, signals, for_child)
-    queue = KestrelQueue(planned.queue, planned.servers, planned.start)
-    worker = Worker(queue, runner, signals, log, planned.limits, started)
+    queue = planned.open()
+    worker = Worker(queue, planned.rules, runner, signals, writer, planned.limits, reporter, started)
     log.info(
         "worker begins",
-        queue=planned.queue,
+        queue=queue.name,
         app=planned.app,
-        servers=",".join(map(str, planned.servers)),
+        servers=planned.servers,
         environment=planned.environment,
         release=environ.get("KESTREL_STACK_RELEASE"),
         pid=os.getpid(),
@@ -153,16 +231,40 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     except UnusableApp as exc:
         log.error("application cannot be used", app=planned.app, folder=Path.cwd(), error=exc)
         log.debug("where that comes from", stack=exc.stack)
-        return _unusable(started, environ, signals, runner)
+        return unusable(started, environ, signals, runner)
+    finally:
+        if reporter is not None:
+            reporter.close()
     return EX_OK
 
 
-def _unusable(
+def _reporter(
+    planned: Plan, environ: Mapping[str, str], for_child: dict[str, str], log: Log
+) -> sentry.Reporter | None:
+    """Return what reports failed jobs, None without a DSN; tell the child of it in its environment."""
+    for_child.pop("SENTRY_DSN", None)
+    if not planned.sentry_dsn:
+        return None
+    host = planned.host or socket.gethostname()
+    try:
+        dsn = sentry.Dsn.parse(planned.sentry_dsn)
+    except ValueError as exc:
+        # Jobs must not stand still for it.
+        log.error("errors are not reported", error=exc)
+        return None
+    for_child |= {"SENTRY_DSN": planned.sentry_dsn, "KESTREL_STACK_HOST": host}
+    release = environ.get("KESTREL_STACK_RELEASE")
+    about = {"release": release, "environment": planned.environment, "server_name": host}
+    return sentry.Reporter(dsn, log, about)
+
+
+def unusable(
     started: float,
     environ: Mapping[str, str],
     signals: Signals | None = None,
     runner: Runner | None = None,
 ) -> int:
+    """Return the exit status for what trying again would not mend, under supervisor after `MIN_UPTIME`."""
     # Supervisor restarts whatever ends within startsecs; later, it sees that 78 means to stay down.
     while (
         environ.get("SUPERVISOR_ENABLED")

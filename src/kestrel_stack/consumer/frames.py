@@ -7,6 +7,8 @@ import struct
 from typing import Any
 
 _SIZES = struct.Struct(">II")
+CHUNK = 64 * 1024
+"""How much is received at once; of much more, the memory would be asked of the system for each message."""
 MAX_HEAD = 8 * 1024 * 1024
 MAX_BODY = 512 * 1024 * 1024
 
@@ -39,7 +41,7 @@ class Decoder:
             if len(self._buffer) < end:
                 break
             try:
-                head = json.loads(self._buffer[_SIZES.size : _SIZES.size + head_size])
+                head = json.loads(self._buffer[_SIZES.size : _SIZES.size + head_size].decode())
             except ValueError as exc:
                 raise BrokenFrame(f"a message's head is not JSON: {exc}") from None
             if not isinstance(head, dict):

@@ -7,6 +7,7 @@ printing.
 from __future__ import annotations
 
 import os
+import select
 
 from kestrel_stack.consumer.log import Log
 
@@ -28,10 +29,13 @@ class Output:
         self._write: dict[str, int] = {}
         self._partial: dict[str, bytes] = {}
         self._tail = b""
+        self._poller = select.poll()
         for stream in ("stdout", "stderr"):
             self._read[stream], self._write[stream] = os.pipe()
             os.set_blocking(self._read[stream], False)
+            self._poller.register(self._read[stream], select.POLLIN)
             self._partial[stream] = b""
+        self._filenos = list(self._read.values())
 
     @property
     def stdout(self) -> int:
@@ -45,7 +49,7 @@ class Output:
 
     def filenos(self) -> list[int]:
         """Return the descriptors to wait for."""
-        return list(self._read.values())
+        return self._filenos
 
     def begin(self, log: Log) -> None:
         """Log from now on with `log`'s fields: those of the job that starts now."""
@@ -55,6 +59,8 @@ class Output:
 
     def drain(self) -> None:
         """Log the whole lines that are there; a flood in parts, so that the caller keeps its deadlines."""
+        if not self._poller.poll(0):
+            return
         for stream, descriptor in self._read.items():
             for _ in range(_AT_ONCE):
                 try:

@@ -10,12 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kestrel_stack.consumer import frames
-from kestrel_stack.consumer.log import LEVELS, Log
+from kestrel_stack.consumer.log import LEVELS, OWN_KEYS, KeptBack, Log
 from kestrel_stack.consumer.output import Output
 from kestrel_stack.consumer.signals import Signals
 
@@ -41,12 +41,23 @@ class ChildFailed(Exception):  # noqa: N818 - it names what is the matter
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; `error` is that of the parked record, `memory` the child's in bytes, if it lives."""
+    """How a job ended; `error` is that of the parked record, `memory` the child's in bytes, if it was wanted.
+
+    `asks` is ``park`` or ``retry`` when the job said so, `delay` the one it asked for. `died` when the child
+    did, `replace` when the child must not do another job. `sentry_event` is what the child has reported,
+    `event` what it wants to be reported.
+    """
 
     done: bool
     reason: str = ""
     error: Mapping[str, str] | None = None
     memory: int = 0
+    asks: str | None = None
+    delay: object = None
+    died: bool = False
+    replace: bool = False
+    sentry_event: str | None = None
+    event: Mapping[str, Any] | None = None
 
 
 class Runner:
@@ -62,6 +73,7 @@ class Runner:
     ):
         self._app = app
         self._log = log
+        self._sink = log.sink
         self._signals = signals
         self._environ = dict(os.environ if environ is None else environ)
         self._start_timeout = start_timeout
@@ -72,7 +84,11 @@ class Runner:
         self._inbox: list[dict[str, Any]] = []
         self._broken: str | None = None
         self._number = 0
+        self._poller = select.poll()
+        self._polled: tuple[int | None, int | None] | None = None
         self.jobs: list[str] = []
+        self.kept = KeptBack()
+        """What the job in hand, or the last one, logged below info."""
 
     @property
     def pid(self) -> int | None:
@@ -131,30 +147,37 @@ class Runner:
 
     def run(
         self,
+        queue: str,
         body: bytes,
         timeout: float,
         log: Log,
         watch: Callable[[], int | None],
         on_event: Callable[[], None],
+        delays: Sequence[int] = (),
+        memory: bool = False,
     ) -> Outcome:
-        """Have the child do the job in `body`; after `timeout` seconds it is killed.
+        """Have the child do the job in `body`, an item of `queue`; after `timeout` seconds it is killed.
 
         `watch` returns a descriptor to look at as well, and `on_event` is called when something came of it.
+        `delays` are the queue's retry delays; with `memory` the outcome tells the child's size.
         """
         assert self._socket is not None
         self._number += 1
         self._output.begin(log)
         deadline = time.monotonic() + timeout
-        # When sending fails the child has died, or has not read for the whole time: both are seen afterwards.
-        with contextlib.suppress(OSError):
-            self._socket.settimeout(timeout)
-            self._socket.sendall(frames.encode({"type": "run", "number": self._number}, body))
-        self._socket.setblocking(False)
+        head = {
+            "type": "run",
+            "number": self._number,
+            "queue": queue,
+            "delays": list(delays),
+            "memory": memory,
+        }
+        self._hand_over(frames.encode(head, body), timeout)
         message = self._wait(deadline, watch, on_event)
-        self._output.finish()
         if message is not None:
             self._output.begin(self._log)
             return self._outcome(message)
+        self._output.finish()
         ending = self._ending()
         if self._broken is not None:
             kind, reason = "BrokenChild", f"The process that ran the job sent nonsense: {self._broken}."
@@ -166,7 +189,8 @@ class Runner:
         self.kill()
         stack = self._output.tail()
         self._output.begin(self._log)
-        return Outcome(False, reason, {"class": kind, "message": reason, "stack": stack})
+        died = kind != "JobTimeout"
+        return Outcome(False, reason, {"class": kind, "message": reason, "stack": stack}, died=died)
 
     def stop(self) -> None:
         """End an idle child: it gets `STOP_GRACE` seconds, then it is killed."""
@@ -205,6 +229,20 @@ class Runner:
             if self._poll(left, None):
                 return
 
+    def _hand_over(self, data: bytes, timeout: float) -> None:
+        assert self._socket is not None
+        # When sending fails the child has died, or has not read for the whole time: both are seen afterwards.
+        with contextlib.suppress(OSError):
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(data):
+                self._socket.settimeout(timeout)
+                self._socket.sendall(memoryview(data)[sent:])
+        if self._socket.gettimeout() != 0:
+            self._socket.setblocking(False)
+
     def _wait(
         self,
         deadline: float,
@@ -214,10 +252,15 @@ class Runner:
     ) -> dict[str, Any] | None:
         """Return the child's next answer; None when it died, sent nonsense, or the time is over."""
         silent_since: float | None = None
+        looked = False
         while True:
-            # Looked at before its messages: what it sent before it died is then complete.
-            ended = self._ending() is not None
-            self._read_messages()
+            if looked:
+                self._read_messages()
+            looked = True
+            ended = not self._inbox and self._ending() is not None
+            if ended:
+                # Once more: what it sent before it died is complete now.
+                self._read_messages()
             if self._inbox:
                 return self._inbox.pop(0)
             if self._socket is None and silent_since is None:
@@ -232,14 +275,17 @@ class Runner:
 
     def _poll(self, seconds: float, watched: int | None, on_event: Callable[[], None] = lambda: None) -> bool:
         """Wait for anything to happen; say whether it was a signal."""
-        poller = select.poll()
-        for descriptor in (self._signals.fileno(), *self._output.filenos()):
-            poller.register(descriptor, select.POLLIN)
-        for descriptor in (None if self._socket is None else self._socket.fileno(), watched):
-            if descriptor is not None:
-                poller.register(descriptor, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poller.poll(max(1, round(seconds * 1000)))}
-        self._output.drain()
+        wanted = (None if self._socket is None else self._socket.fileno(), watched)
+        if self._polled != wanted:
+            # Made once for many jobs: the same descriptors are looked at, job after job.
+            self._polled = wanted
+            self._poller = select.poll()
+            for descriptor in (self._signals.fileno(), *self._output.filenos(), *wanted):
+                if descriptor is not None:
+                    self._poller.register(descriptor, select.POLLIN)
+        ready = {descriptor for descriptor, _ in self._poller.poll(max(1, round(seconds * 1000)))}
+        if not ready.isdisjoint(self._output.filenos()):
+            self._output.drain()
         if watched in ready:
             on_event()
         if self._signals.fileno() in ready:
@@ -248,9 +294,9 @@ class Runner:
         return False
 
     def _read_messages(self) -> None:
-        while self._socket is not None and self._broken is None:
+        while self._socket is not None and self._broken is None and not self._inbox:
             try:
-                data = self._socket.recv(256 * 1024)
+                data = self._socket.recv(frames.CHUNK)
             except BlockingIOError:
                 return
             except OSError:
@@ -267,23 +313,43 @@ class Runner:
     def _sort(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
         if kind == "log":
-            level, fields = message.get("level"), message.get("fields")
-            if level in LEVELS and isinstance(fields, dict):
-                self._output.drain()
-                getattr(self._log, level)(str(message.get("event")), **{str(k): v for k, v in fields.items()})
+            self._output.drain()
+            self._log_for_job(message)
         elif kind in ("ready", "unusable") or (kind == "result" and message.get("number") == self._number):
             self._inbox.append(message)
 
+    def _log_for_job(self, message: Mapping[str, Any]) -> None:
+        """Write a line of a job's, or keep it back; no field of it may pass for one of the worker's own."""
+        level, event, of = message.get("level"), str(message.get("event")), message.get("of")
+        fields = message.get("fields")
+        if level not in LEVELS or not isinstance(fields, dict) or not isinstance(of, dict):
+            return
+        own = {f"{key}_" if key in of or key in OWN_KEYS else key: content for key, content in fields.items()}
+        if level == "debug":
+            self.kept.add(event, {**of, **own})
+        self._sink(level, event, {**of, **own})
+
     def _outcome(self, message: dict[str, Any]) -> Outcome:
-        memory = int(message.get("memory", 0))
+        memory, replace = int(message.get("memory", 0)), bool(message.get("replace"))
         if message.get("outcome") == "done":
             return Outcome(True, memory=memory)
         if message.get("outcome") == "unknown":
             known = ", ".join(message.get("known", []))
             reason = f"{self._app} has no job of this name; it has: {known}."
-            return Outcome(False, reason, {"class": "UnknownJob", "message": reason, "stack": ""}, memory)
+            error = {"class": "UnknownJob", "message": reason, "stack": ""}
+            return Outcome(False, reason, error, memory, asks="park")
         error = message["error"]
-        return Outcome(False, f"The job raised {error['class']}.", error, memory)
+        return Outcome(
+            done=False,
+            reason=message.get("reason") or f"The job raised {error['class']}.",
+            error=error,
+            memory=memory,
+            asks=message.get("asks"),
+            delay=message.get("delay"),
+            replace=replace,
+            sentry_event=message.get("sentry_event"),
+            event=message.get("event"),
+        )
 
     def _ending(self) -> str | None:
         """Return how the child ended, None while it lives. It is not waited for yet: see `kill`."""

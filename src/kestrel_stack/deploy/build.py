@@ -32,6 +32,11 @@ from .plan import Target
 CACHE = ROOT / ".build"
 STACK_SOURCES = ("src/kestrel_stack", "pyproject.toml", "README.md", "LICENSE")
 """What the stack's own wheel is made of."""
+PHP_SOURCES = ("php/autoload.php", "php/composer.json", "php/bin", "php/src")
+"""The stack's own PHP code, which every release has in its folder STACK_FOLDER."""
+STACK_FOLDER = "kestrel-stack"
+LONG_AGO = 315532800
+"""1980 in seconds, where a file's time must be the same everywhere."""
 
 
 # --- the application at a commit ---------------------------------------------------------------------
@@ -138,7 +143,7 @@ def _refuse_dirty(repository: Path, prefix: str, root: Path) -> None:
     """Refuse uncommitted changes in what is deployed: people would look for them on the hosts in vain."""
     paths = [prefix or "."]
     if repository == root.resolve():
-        paths += STACK_SOURCES
+        paths += [*STACK_SOURCES, *PHP_SOURCES]
     done = _git(repository, "status", "--porcelain", "-z", "--untracked-files=all", "--", *paths)
     names = []
     entries = iter(done.stdout.decode(errors="replace").split("\0"))
@@ -179,13 +184,16 @@ class Archive:
     """Bytes of its files when unpacked."""
 
 
-def build_archive(source: Source, cache: Path = CACHE) -> Archive:
-    """Make app.tar.gz of the commit: the application's folder without its prefix, nothing of this machine."""
+def build_archive(source: Source, cache: Path = CACHE, *, root: Path = ROOT) -> Archive:
+    """Make app.tar.gz of the commit: the application's folder without its prefix, nothing of this machine.
+
+    The stack's own PHP code goes with it, from the commit that its wheel is built from.
+    """
     words = ["archive", "--format=tar", source.rev]
     if source.prefix:
         words += ["--", source.prefix]
     data = _git(source.repository, *words).stdout
-    packed, files_size = repack(data, source.prefix)
+    packed, files_size = repack(data, source.prefix, _stack_php(source, root))
     digest = hashlib.sha256(packed).hexdigest()
     path = cache / "archives" / f"{digest}.tar.gz"
     if not path.exists():
@@ -193,11 +201,11 @@ def build_archive(source: Source, cache: Path = CACHE) -> Archive:
     return Archive(path, digest, len(packed), files_size)
 
 
-def repack(data: bytes, prefix: str) -> tuple[bytes, int]:
+def repack(data: bytes, prefix: str, stack: bytes | None = None) -> tuple[bytes, int]:
     """Strip ``prefix`` from a git archive; return the gzipped tar and the size of its files in bytes.
 
-    Times are the commit's (git's choice for the archive of a commit): a web server derives cache validators
-    from them.
+    ``stack`` is a tar of the stack's own files, which go into STACK_FOLDER. Times are the commit's (git's
+    choice for the archive of a commit): a web server derives cache validators from them.
     """
     top = PurePosixPath(prefix)
     files_size = 0
@@ -218,16 +226,36 @@ def repack(data: bytes, prefix: str) -> tuple[bytes, int]:
             member.name = str(inner)
             if member.islnk():
                 member.linkname = str(PurePosixPath(member.linkname).relative_to(top))
-            member.uid = member.gid = 0
-            member.uname = member.gname = ""
-            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
-            member.pax_headers = {}
-            files_size += member.size
-            made.addfile(member, given.extractfile(member) if member.isreg() else None)
+            files_size += _add_anonymous(made, member, given)
+        if stack is not None:
+            files_size += _add_stack(made, stack)
     return gzip.compress(plain.getvalue(), compresslevel=6, mtime=0), files_size
 
 
-# --- the stack's own wheel ---------------------------------------------------------------------------
+def _add_anonymous(made: tarfile.TarFile, member: tarfile.TarInfo, given: tarfile.TarFile) -> int:
+    """Add a member without its owner and with one of two modes; return its size in bytes."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+    member.pax_headers = {}
+    made.addfile(member, given.extractfile(member) if member.isreg() else None)
+    return member.size
+
+
+def _add_stack(made: tarfile.TarFile, stack: bytes) -> int:
+    """Add the stack's own files below STACK_FOLDER; return their size in bytes."""
+    size = 0
+    with tarfile.open(fileobj=io.BytesIO(stack)) as given:
+        # By name: a commit and a folder list them in different orders.
+        for member in sorted(given, key=lambda found: found.name):
+            # Files that come from no commit have no time that two machines share.
+            member.mtime = LONG_AGO
+            member.name = f"{STACK_FOLDER}/{member.name}"
+            size += _add_anonymous(made, member, given)
+    return size
+
+
+# --- the stack's own files and its wheel ---------------------------------------------------------------
 
 
 def build_stack_wheel(source: Source, *, root: Path = ROOT, cache: Path = CACHE) -> Path:
@@ -237,17 +265,7 @@ def build_stack_wheel(source: Source, *, root: Path = ROOT, cache: Path = CACHE)
     says everything; else from the checkout's HEAD; and from the files as they are when this is no git
     checkout.
     """
-    top = _git(root, "rev-parse", "--show-toplevel", check=False)
-    if top.returncode == 0 and Path(top.stdout.decode().rstrip("\n")).resolve() == root.resolve():
-        rev = source.rev if source.repository == root.resolve() else _resolve(root, "HEAD")
-        for path in STACK_SOURCES:
-            if _git(root, "cat-file", "-e", f"{rev}:{path}", check=False).returncode != 0:
-                raise Refused(
-                    f"commit {rev[:8]} has no {path}, so the stack's own package cannot be built from it"
-                )
-        data = _git(root, "archive", "--format=tar", rev, "--", *STACK_SOURCES).stdout
-    else:
-        data = _pack_files(root)
+    data = _stack_sources(source, STACK_SOURCES, root)
     key = _content_key(data)
     folder = cache / "stack" / key
     if not folder.is_dir():
@@ -255,10 +273,39 @@ def build_stack_wheel(source: Source, *, root: Path = ROOT, cache: Path = CACHE)
     return next(folder.glob("*.whl"))
 
 
-def _pack_files(root: Path) -> bytes:
+def _stack_rev(source: Source, root: Path) -> str | None:
+    """Return the commit that the stack's own files are taken from; None where this is no git checkout."""
+    top = _git(root, "rev-parse", "--show-toplevel", check=False)
+    if top.returncode != 0 or Path(top.stdout.decode().rstrip("\n")).resolve() != root.resolve():
+        return None
+    return source.rev if source.repository == root.resolve() else _resolve(root, "HEAD")
+
+
+def _stack_php(source: Source, root: Path) -> bytes | None:
+    """Return a tar of the stack's own PHP code; None for a commit that is older than that."""
+    rev = _stack_rev(source, root)
+    if rev and _git(root, "cat-file", "-e", f"{rev}:{PHP_SOURCES[0]}", check=False).returncode != 0:
+        return None
+    return _stack_sources(source, PHP_SOURCES, root)
+
+
+def _stack_sources(source: Source, paths: Sequence[str], root: Path) -> bytes:
+    """Return a tar of the stack's own files, of the commit that `build_stack_wheel` says."""
+    rev = _stack_rev(source, root)
+    if rev is None:
+        return _pack_files(root, paths)
+    for path in paths:
+        if _git(root, "cat-file", "-e", f"{rev}:{path}", check=False).returncode != 0:
+            raise Refused(
+                f"commit {rev[:8]} has no {path}, so the stack's own code cannot be taken from it"
+            )
+    return _git(root, "archive", "--format=tar", rev, "--", *paths).stdout
+
+
+def _pack_files(root: Path, paths: Sequence[str]) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as made:
-        for name in STACK_SOURCES:
+        for name in paths:
             made.add(root / name, name, filter=lambda m: None if "__pycache__" in m.name else m)
     return packed.getvalue()
 

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,9 +27,10 @@ ROOT = Path(__file__).resolve().parents[3]
 APP_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
 NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
+LANGUAGES = ("python", "php")
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 
-RESERVED = ("venv", "release.json", ".verified")
+RESERVED = ("venv", "release.json", ".verified", "kestrel-stack")
 """Names at the top of a release that the deploy writes itself."""
 
 _READ = ("kestrel_stack_app", "kestrel_stack_namespace", "kestrel_stack_environment", "kestrel_stack_queues")
@@ -44,7 +45,8 @@ class Queue:
     group: str
     processes: int
     job_timeout: int
-    """Seconds one job may take; a drain ends at the latest 10 s after that, when supervisor kills."""
+    """Seconds one job of its workers may take, whichever of the queues that they take jobs of it is from; a
+    drain ends at the latest 10 s after that, when supervisor kills."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,7 @@ def _queues(where: str, value: Any, namespace: str) -> tuple[Queue, ...]:
             f"{where}: kestrel_stack_queues is missing or empty; a consumer host needs at least one queue"
         )
     queues = []
+    timeouts = {}
     for entry in value:
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not QUEUE_NAME.match(name):
@@ -256,7 +259,24 @@ def _queues(where: str, value: Any, namespace: str) -> tuple[Queue, ...]:
                 raise Refused(
                     f"{where}: queue {name}: {key} is {number!r}; it must be a whole number of at least 1"
                 )
+        language = entry.get("language", "python")
+        if language not in LANGUAGES:
+            raise Refused(
+                f"{where}: queue {name}: language is {language!r}; it must be {' or '.join(LANGUAGES)}"
+            )
         queues.append(Queue(name, f"{namespace}_{name}", processes, timeout))
+        timeouts[name] = timeout
+    for entry in value:
+        also = entry.get("also", [])
+        if not isinstance(also, list) or any(other not in timeouts for other in also):
+            raise Refused(
+                f"{where}: queue {entry['name']}: also is {also!r}; it must be a list of queues that are"
+                " described here"
+            )
+    queues = [
+        replace(queue, job_timeout=max(timeouts[name] for name in [queue.name, *entry.get("also", [])]))
+        for queue, entry in zip(queues, value, strict=True)
+    ]
     names = [queue.name for queue in queues]
     for name in names:
         if names.count(name) > 1:

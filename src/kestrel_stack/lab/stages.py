@@ -22,7 +22,16 @@ from kestrel_stack.lab.inventory import CHECKOUT
 from kestrel_stack.lab.progress import clock, say, step
 from kestrel_stack.lab.up import ENGINE_STATE
 
-SHELL_SCRIPTS = ("bin/up", "bin/down", "bin/test", "bin/lib/bootstrap.sh", ".ci/run", "requirements/lock")
+SHELL_SCRIPTS = (
+    "bin/up",
+    "bin/down",
+    "bin/test",
+    "bin/demo",
+    "bin/lib/bootstrap.sh",
+    ".ci/run",
+    "requirements/lock",
+)
+PHP_FOLDERS = ("php", "examples", "tests/support")
 NO_TESTS_COLLECTED = 5
 LOGS = CHECKOUT / ".lab" / "test"
 """What stages print while another one's turn to be shown has not come."""
@@ -59,6 +68,30 @@ def scenarios(folder: Path = CHECKOUT / "molecule") -> list[str]:
     return sorted(names, key=lambda name: name != "default")
 
 
+def php_syntax() -> int:
+    """Let PHP read every PHP file; print what it refuses. Return 0 when it refuses none."""
+    bad = 0
+    for path in php_files():
+        # One file at a time: before PHP 8.3 it takes no more.
+        try:
+            done = subprocess.run(
+                ["php", "-l", path], cwd=CHECKOUT, capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            raise LabError("php is not installed: apt install php-cli") from None
+        if done.returncode:
+            bad += 1
+            say((done.stderr or done.stdout).strip())
+    return min(bad, 1)
+
+
+def php_files(root: Path = CHECKOUT) -> list[str]:
+    """Return the PHP files of the checkout: *.php, and the programs that PHP runs."""
+    found = [path for folder in PHP_FOLDERS for path in (root / folder).rglob("*.php")]
+    found += [path for path in (root / "php/bin").glob("*") if path.is_file()]
+    return sorted({path.relative_to(root).as_posix() for path in found})
+
+
 def stages(*, long: bool) -> list[Stage]:
     """Return every stage, in the order in which they run: cheap ones first."""
     tool = programs.tool
@@ -77,6 +110,12 @@ def stages(*, long: bool) -> list[Stage]:
             ],
         ),
         Stage("unit", "pytest tests/unit", [pytest("tests/unit", "-m", f"not docker{unlong}")]),
+        Stage(
+            "php",
+            "php -l, phpunit -c php/phpunit.xml",
+            [["phpunit", "-c", "php/phpunit.xml"]],
+            php_syntax,
+        ),
         Stage(
             "processes",
             "pytest contract, integration, faults: real processes and sockets on loopback",

@@ -44,6 +44,7 @@ class KestrelClient:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._socket: socket.socket | None = None
+        self._poller = select.poll()
         self._buffer = bytearray()
         self._deadline = math.inf
         self.connection = 0
@@ -165,9 +166,7 @@ class KestrelClient:
         if self._socket is None:
             return False
         try:
-            poller = select.poll()
-            poller.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
-            quiet = not poller.poll(0) and not self._buffer
+            quiet = not self._poller.poll(0) and not self._buffer
         except OSError:
             quiet = False
         if not quiet:
@@ -200,6 +199,8 @@ class KestrelClient:
             if hasattr(socket, option):
                 made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         self._socket = made
+        self._poller = select.poll()
+        self._poller.register(made, select.POLLIN | select.POLLHUP | select.POLLERR)
         self._buffer.clear()
         self.connection += 1
         return made

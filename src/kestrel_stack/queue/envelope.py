@@ -29,6 +29,8 @@ MAX_NAME = 100
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _JOB = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SPACE = re.compile(r"[ \t\r\n]*")
+_JSON = json.JSONDecoder()
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
@@ -133,6 +135,27 @@ class ParkedRecord:
         )
 
 
+def again(body: bytes, due_at: int) -> bytes:
+    """Return the envelope in `body` for another try at `due_at` (Unix ms): `attempt` is one higher.
+
+    Everything else keeps its very bytes, so that no number of the data is rounded on its way through a
+    language that does not have it. Raises `InvalidEnvelope` as `Envelope.decode` does, and `InvalidJob` when
+    `attempt` cannot go any higher or `due_at` is not a time.
+    """
+    envelope = Envelope.decode(body)
+    if envelope.attempt >= MAX_ATTEMPT:
+        raise InvalidJob(f"The field 'attempt' is at its limit of {MAX_ATTEMPT}.")
+    if not _whole(due_at, 0, MAX_TIME):
+        raise InvalidJob("The field 'due_at' is not a time in milliseconds since 1970.")
+    return _with(body, {"attempt": envelope.attempt + 1, "due_at": due_at})
+
+
+def afresh(body: bytes) -> bytes:
+    """Return the envelope in `body` for a new first try, due now; raise `InvalidEnvelope` if it is none."""
+    Envelope.decode(body)
+    return _with(body, {"attempt": 1, "due_at": now_ms()})
+
+
 def faults(content: object) -> list[str]:
     """Return a sentence for everything in which `content` breaks the contract of envelopes."""
     if not isinstance(content, dict):
@@ -224,7 +247,7 @@ def _load(body: bytes, error: type[InvalidEnvelope]) -> Any:
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise error([f"The item is nested more than {MAX_DEPTH} levels deep."])
     try:
-        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        content = _DECODER.decode(text)
     except json.JSONDecodeError as exc:
         raise error([f"The item is not JSON: {exc.msg} at character {exc.pos}."]) from None
     except (ValueError, RecursionError) as exc:
@@ -237,6 +260,24 @@ def _load(body: bytes, error: type[InvalidEnvelope]) -> Any:
     return content
 
 
+def _with(body: bytes, changes: Mapping[str, int]) -> bytes:
+    """Return the JSON object in `body` with other values for some keys, the rest as it is written there."""
+    text = body.decode("utf-8")
+    fields: dict[str, str] = {}
+    at = text.index("{") + 1
+    while True:
+        key, at = _JSON.raw_decode(text, _SPACE.match(text, at).end())  # type: ignore[union-attr]
+        start = _SPACE.match(text, text.index(":", at) + 1).end()  # type: ignore[union-attr]
+        _, end = _JSON.raw_decode(text, start)
+        fields[key] = text[start:end]
+        at = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+        if text[at] == "}":
+            break
+        at += 1
+    fields.update((key, str(value)) for key, value in changes.items())
+    return ("{" + ",".join(f'"{key}":{value}' for key, value in fields.items()) + "}").encode("utf-8")
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number there")
 
@@ -246,6 +287,10 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError("a number is too large")
     return value
+
+
+# Made once: making one costs more than its use.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _depth(text: str) -> int:
@@ -290,6 +335,8 @@ def _refuse_what_json_changes(value: object, where: str, depth: int) -> None:
 
 
 def _key_faults(content: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...]) -> list[str]:
+    if content.keys() == set(required):
+        return []
     found = [f"The field '{key}' is missing." for key in required if key not in content]
     unknown = sorted(set(content) - set(required) - set(optional))
     found += [f"The field {_show(key)} is unknown." for key in unknown]

@@ -1,4 +1,4 @@
-"""The queue of `kestrel_stack.queue.interface`, kept by Kestrel.
+"""The queues of `kestrel_stack.queue.interface`, kept by Kestrel.
 
 One connection reads: ``get <queue>/t=…/close/open`` confirms the last item and reserves the next.
 Everything that is written goes over a second connection, to another server when one refuses. An item is
@@ -8,27 +8,41 @@ nothing (source: observed on Kestrel 2.4.1).
 
 from __future__ import annotations
 
+import os
+import random
+import re
 import time
 from collections.abc import Iterable
 
 from kestrel_stack.queue import names
-from kestrel_stack.queue.client import KestrelClient
+from kestrel_stack.queue.client import READ_TIMEOUT, KestrelClient
 from kestrel_stack.queue.errors import ProtocolError, QueueFull, ReservationLost, ServerUnavailable
-from kestrel_stack.queue.interface import JobQueue, Reservation
-from kestrel_stack.queue.servers import Rotation, Server
+from kestrel_stack.queue.interface import Counts, Descriptions, JobQueue, ProcessLock, Queue, Reservation
+from kestrel_stack.queue.servers import Rotation, Server, parse_servers
+from kestrel_stack.queue.settings import QueueSettings
 
 DWELL = 10.0
 """Seconds that a worker stays with a server that always has work, while others may be waiting for a visit."""
 WRITE_TIMEOUT = 3.0
-"""Seconds that one server gets to take a parked record; with TERM at hand nobody waits for long."""
+"""Seconds that one server gets to take a record or a retry; with TERM at hand nobody waits for long."""
 
 
 class KestrelQueue(JobQueue):
-    """The queue `name` (as the servers know it) on `servers`; the visits begin at server `start` mod N."""
+    """The queue `name` (as the servers know it) on `servers`; the visits begin at server `start` mod N.
 
-    def __init__(self, name: str, servers: Iterable[Server], start: int = 0, dwell: float = DWELL):
+    `errors` is where `park` writes, by default the queue's error queue.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        servers: Iterable[Server],
+        start: int = 0,
+        dwell: float = DWELL,
+        errors: str | None = None,
+    ):
         self.name = names.check(name)
-        self.errors = names.errors(name)
+        self.errors = names.errors(name) if errors is None else names.check(errors)
         self._servers = tuple(servers)
         self._rotation = Rotation(self._servers, start)
         self._asked = self._rotation.current
@@ -84,7 +98,7 @@ class KestrelQueue(JobQueue):
             return None
         self._tickets += 1
         self._held = (self._tickets, reader.connection)
-        return Reservation(body, reader.server, self._tickets)
+        return Reservation(body, reader.server, self._tickets, self.name)
 
     def pause(self) -> float:
         """Return how long to wait before the next `reserve`, in seconds."""
@@ -107,6 +121,13 @@ class KestrelQueue(JobQueue):
 
     def park(self, reservation: Reservation, record: bytes) -> None:
         """Write `record` to the error queue of any server, that of the item first."""
+        self._write(reservation, self.errors, record)
+
+    def later(self, reservation: Reservation, body: bytes, delay: int) -> None:
+        """Write `body` to the delay queue of any server, that of the item first; a mover brings it back."""
+        self._write(reservation, names.retry(self.name, delay), body)
+
+    def _write(self, reservation: Reservation, queue: str, data: bytes) -> None:
         if self.lost(reservation):
             raise ReservationLost(f"The connection to {reservation.server} was lost.")
         usual = self._writer.server if self._writer is not None else reservation.server
@@ -116,7 +137,7 @@ class KestrelQueue(JobQueue):
                 self._drop_writer()
                 self._writer = KestrelClient(server, read_timeout=WRITE_TIMEOUT)
             try:
-                self._writer.set(self.errors, record)
+                self._writer.set(queue, data)
             except (QueueFull, ServerUnavailable, ProtocolError) as exc:
                 failures.append(exc)
             else:
@@ -157,3 +178,124 @@ class KestrelQueue(JobQueue):
         if self._writer is not None:
             self._writer.disconnect()
         self._writer = None
+
+
+class KestrelStore(Queue):
+    """The queues of `namespace` on Kestrel `servers`, written as ``host:port,host:port`` or a list."""
+
+    def __init__(self, namespace: str, servers: str | Iterable[str | Server], queues: Descriptions = ()):
+        super().__init__(namespace, queues)
+        self.servers = parse_servers(servers)
+        self._lock = ProcessLock()
+        self._clients: dict[Server, KestrelClient] = {}
+        self._process = os.getpid()
+
+    def worker(self, queue: str, start: int = 0) -> KestrelQueue:
+        """Return `queue` as a worker uses it."""
+        return KestrelQueue(self.name(queue), self.servers, start)
+
+    def parked(self, queue: str) -> KestrelQueue:
+        """Return the error queue of `queue`."""
+        name = names.errors(self.name(queue))
+        return KestrelQueue(name, self.servers, errors=name)
+
+    def count(self, queue: str) -> Counts:
+        """Add up the numbers of all servers. What a mover holds until it is due counts as delayed."""
+        name = self.name(queue)
+        ready = reserved = parked = 0
+        delayed = dict.fromkeys(sorted(self.described(queue).retry_delays), 0)
+        pattern = re.compile(rf"queue_{re.escape(name)}_retry_([1-9][0-9]*)_(?:items|open_transactions)")
+        for server in self.servers:
+            stats = self._stats(server)
+            ready += _number(stats, name, "items")
+            reserved += _number(stats, name, "open_transactions")
+            errors = names.errors(name)
+            parked += _number(stats, errors, "items") + _number(stats, errors, "open_transactions")
+            for key, value in stats.items():
+                if (match := pattern.fullmatch(key)) and value.isdigit():
+                    # Also those that are no longer configured: their items have not gone away.
+                    delayed[int(match[1])] = delayed.get(int(match[1]), 0) + int(value)
+        return Counts(ready, reserved, delayed, parked)
+
+    def peek(self, queue: str) -> bytes | None:
+        """Return the head of the queue on the first server that has one."""
+        name = self.name(queue)
+        for server in self.servers:
+            # Kestrel would make the queue if it were asked for an item of one that does not exist.
+            if _number(self._stats(server), name, "items"):
+                with KestrelClient(server) as client:
+                    body = client.get(name, peek=True)
+                if body is not None:
+                    return body
+        return None
+
+    def parts(self) -> list[Queue]:
+        """Return one object for each server."""
+        if len(self.servers) == 1:
+            return [self]
+        return [KestrelStore(self.namespace, [server], self.queues.values()) for server in self.servers]
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock.held(READ_TIMEOUT):
+            self._drop_all()
+
+    def _put(
+        self,
+        queue: QueueSettings,
+        body: bytes,
+        timeout: float,
+        delay: int | None = None,
+        parked: bool = False,
+    ) -> None:
+        name = self.name(queue.name)
+        if parked:
+            name = names.errors(name)
+        elif delay is not None:
+            name = names.retry(name, delay)
+        # Each server is tried once, in random order, so that producers spread over the servers.
+        servers = random.sample(self.servers, len(self.servers))
+        deadline = time.monotonic() + timeout
+        failures: list[Exception] = []
+        try:
+            with self._lock.held(timeout):
+                for number, server in enumerate(servers):
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        failures.append(ServerUnavailable(f"{server} was not tried: no time was left."))
+                        continue
+                    # The time left is shared: one silent server must not use up what the others need.
+                    try:
+                        self._client(server, left / (len(servers) - number)).set(name, body)
+                    except (QueueFull, ServerUnavailable, ProtocolError) as exc:
+                        failures.append(exc)
+                    else:
+                        return
+        except ServerUnavailable as exc:
+            failures.append(exc)
+        said = " ".join(map(str, failures))
+        if all(isinstance(failure, QueueFull) for failure in failures):
+            raise QueueFull(f"Not enqueued: {said}")
+        raise ServerUnavailable(f"Not enqueued: {said}")
+
+    def _client(self, server: Server, seconds: float) -> KestrelClient:
+        if self._process != os.getpid():
+            # After a fork both processes would write into the same connections.
+            self._drop_all()
+            self._process = os.getpid()
+        client = self._clients.setdefault(server, KestrelClient(server))
+        client.limit(connect=seconds / 2, read=seconds / 2)
+        return client
+
+    def _drop_all(self) -> None:
+        for client in self._clients.values():
+            client.disconnect()
+        self._clients.clear()
+
+    def _stats(self, server: Server) -> dict[str, str]:
+        with KestrelClient(server) as client:
+            return client.stats()
+
+
+def _number(stats: dict[str, str], name: str, key: str) -> int:
+    return int(stats.get(f"queue_{name}_{key}", 0))

@@ -35,6 +35,10 @@ _KEYS = ("app", "namespace", "environment", "host", "servers", "queues", "sentry
 class QueueSettings:
     """One queue: `job_timeout` and `retry_delays` in seconds, `rate_limit` in jobs per second and worker.
 
+    A worker ends after `max_jobs` jobs or `max_time` seconds, and replaces the process that runs jobs when it
+    has more than `max_memory` bytes. When it has no job of this queue it takes one of the queues in `also`,
+    the first of them first.
+
     What only its server heeds: `max_size`, `max_item_size` and `max_memory_size` in bytes, `max_age` in
     seconds (None: the server's own choice), and its `fanouts`, queues called NAME+FANOUT that get a copy of
     every item.
@@ -44,10 +48,13 @@ class QueueSettings:
     language: str = "python"
     processes: int = 1
     max_jobs: int = 1000
+    max_time: int | None = None
+    max_memory: int | None = None
     job_timeout: int = 60
     retry_delays: tuple[int, ...] = ()
     max_items: int | None = None
     rate_limit: float | None = None
+    also: tuple[str, ...] = ()
     alert: Mapping[str, Any] = field(default_factory=dict)
     max_size: int | None = None
     max_item_size: int | None = None
@@ -163,6 +170,14 @@ def parse_size(value: object, what: str = "A size") -> int:
     return size
 
 
+def parse_age(value: object, what: str = "A time") -> int:
+    """Return the seconds of ``"30s"``, ``"5m"`` or ``"1h"``; raise `SettingsError` when it is none."""
+    match = _AGE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise SettingsError(f"{what} must look like 30s, 5m or 1h.")
+    return int(match[1]) * _AGE_UNITS[match[2]]
+
+
 def _settings(content: object, file: Path) -> Settings:
     if not isinstance(content, dict):
         raise SettingsError("The file must hold one JSON object.")
@@ -183,6 +198,8 @@ def _settings(content: object, file: Path) -> Settings:
         if queue.name in queues:
             raise SettingsError(f"The queue {queue.name!r} is described twice.")
         queues[queue.name] = queue
+    for queue in queues.values():
+        _check_also(queue, queues)
     return Settings(
         app=content["app"],
         namespace=namespace,
@@ -224,6 +241,15 @@ def _queue(entry: object, what: str, namespace: str) -> QueueSettings:
             checked["rate_limit"] = parse_rate(entry["rate_limit"])
         except SettingsError as exc:
             raise SettingsError(f"{where}'rate_limit': {exc}") from None
+    if entry.get("max_time") is not None:
+        checked["max_time"] = parse_age(entry["max_time"], f"{where}'max_time'")
+    if entry.get("max_memory") is not None:
+        checked["max_memory"] = parse_size(entry["max_memory"], f"{where}'max_memory'")
+    if "also" in entry:
+        also = entry["also"]
+        if not isinstance(also, list) or not all(isinstance(other, str) for other in also):
+            raise SettingsError(f"{where}'also' must be a list of names of queues.")
+        checked["also"] = tuple(also)
     if "alert" in entry:
         if not isinstance(entry["alert"], dict):
             raise SettingsError(f"{where}'alert' must be an object.")
@@ -232,16 +258,27 @@ def _queue(entry: object, what: str, namespace: str) -> QueueSettings:
     return QueueSettings(**checked)
 
 
+def _check_also(queue: QueueSettings, queues: Mapping[str, QueueSettings]) -> None:
+    where = f"queue '{queue.name}': 'also'"
+    for other in queue.also:
+        if other == queue.name or queue.also.count(other) > 1:
+            raise SettingsError(f"{where} names the queue {other!r} once more.")
+        if other not in queues:
+            raise SettingsError(f"{where} names {other!r}, which is not one of the queues described here.")
+        if queues[other].language != queue.language:
+            raise SettingsError(
+                f"{where} names {other!r}, a queue for {queues[other].language} workers; "
+                f"these are for {queue.language}."
+            )
+
+
 def _server_side(entry: Mapping[str, Any], where: str, checked: dict[str, Any]) -> None:
     """Check what is the server's; the playbook has done so in more depth."""
     for key in ("max_size", "max_item_size", "max_memory_size"):
         if entry.get(key) is not None:
             checked[key] = parse_size(entry[key], f"{where}'{key}'")
     if entry.get("max_age") is not None:
-        match = _AGE.fullmatch(entry["max_age"]) if isinstance(entry["max_age"], str) else None
-        if match is None:
-            raise SettingsError(f"{where}'max_age' must look like 30s, 5m or 1h.")
-        checked["max_age"] = int(match[1]) * _AGE_UNITS[match[2]]
+        checked["max_age"] = parse_age(entry["max_age"], f"{where}'max_age'")
     for key in ("discard_old_when_full", "fanout_only"):
         if key in entry:
             if not isinstance(entry[key], bool):

@@ -7,7 +7,13 @@ import json
 import paramiko
 import pytest
 
-GROUPS = {"shop_hello_world": 2, "shop_mail": 1, "shop_partner_api": 1}
+GROUPS = {
+    "shop_hello_world": 2,
+    "shop_mail": 1,
+    "shop_partner_api": 1,
+    "shop_hello_world_php": 1,
+    "shop_post_upload": 1,
+}
 HELPER = "sudo -n /usr/local/sbin/kestrel-stack-workers"
 
 
@@ -47,9 +53,10 @@ def done_jobs(stack, tenant, job):
     return total
 
 
-def enqueue(stack, host, tenant, job, count):
+def enqueue(stack, host, tenant, job, count, more=""):
     command = (
-        f"cd /srv/shop/current && venv/bin/python enqueue.py --tenant {tenant} --job {job} --count {count}"
+        "cd /srv/shop/current && venv/bin/python enqueue.py"
+        f" --tenant {tenant} --job {job} --count {count} {more}"
     )
     done = stack.host(host, "deploy").run(command)
     assert done.rc == 0, done.stderr
@@ -81,6 +88,38 @@ def test_a_job_that_was_enqueued_on_one_host_is_done_and_the_ledgers_say_so(stac
     assert done_jobs(stack, "molecule", job) == before + 5
 
 
+def test_a_job_that_python_enqueued_is_done_by_php_and_the_reverse(stack, eventually):
+    before = done_jobs(stack, "both", "HelloWorld")
+    enqueue(stack, "worker1", "both", "HelloWorld", 3, "--queue hello_world_php")
+    host = stack.host("worker2", "deploy")
+    sent = host.run("cd /srv/shop/current && php php/enqueue.php --tenant both --count 3")
+    assert sent.rc == 0, sent.stderr
+    code = (
+        "require 'php/stack.php';"
+        " KestrelStack\\Queue\\Producer::fromSettings('both')->enqueue('HelloWorld', ['name' => 'Python']);"
+    )
+    sent = host.run("cd /srv/shop/current && php -r %s", code)
+    assert sent.rc == 0, sent.stderr
+    eventually(lambda: done_jobs(stack, "both", "HelloWorld") >= before + 7, "7 jobs are done")
+
+
+def test_a_delayed_job_is_brought_to_its_queue_by_the_mover_when_it_is_due(stack, eventually, run_as):
+    before = done_jobs(stack, "later", "HelloWorld")
+    sent = stack.host("worker1", "deploy").run(
+        "kestrel-stack-jobs enqueue HelloWorld --tenant later --queue hello_world_php --delay 10"
+    )
+    assert sent.rc == 0, sent.stderr
+    assert done_jobs(stack, "later", "HelloWorld") == before
+    eventually(lambda: done_jobs(stack, "later", "HelloWorld") == before + 1, "the job is done")
+
+
+def test_the_command_for_jobs_counts_what_is_on_the_queues(deploy):
+    done = deploy.run("kestrel-stack-jobs count")
+    assert done.rc == 0, done.stderr
+    for queue in ("hello_world", "mail", "partner_api", "hello_world_php", "post_upload"):
+        assert queue in done.stdout
+
+
 def test_a_restart_of_supervisor_brings_every_worker_back_and_jobs_get_done(
     stack, root, eventually, worker, deploy
 ):
@@ -108,8 +147,9 @@ def test_supervisor_comes_back_at_boot_and_leaves_workers_the_time_to_finish(roo
     assert root(worker, "systemctl is-enabled supervisor").strip() == "enabled"
     shown = root(worker, "systemctl show supervisor --property KillMode,TimeoutStopUSec")
     settings = dict(line.split("=", 1) for line in shown.splitlines())
-    # supervisord stops one program after the other: (60+10) + (60+10) + (30+10) + 30 seconds.
-    assert settings == {"KillMode": "mixed", "TimeoutStopUSec": "3min 30s"}
+    # supervisord stops one program after the other: (60+10) * 4, since workers of post_upload take jobs of
+    # hello_world_php as well, (30+10) for partner_api, 10 each for mover and alarm, and 30 more.
+    assert settings == {"KillMode": "mixed", "TimeoutStopUSec": "6min 10s"}
 
 
 def test_nothing_on_a_worker_host_listens_but_ssh(root, worker):
@@ -175,7 +215,7 @@ def test_the_settings_are_readable_by_the_application_and_by_nobody_else(stack, 
     queue = stack.vars(stack.group("kestrel")[0])["kestrel_stack_address"]
     assert settings["servers"] == [f"{queue}:22133"]
     assert settings["host"] == worker
-    assert [one["name"] for one in settings["queues"]] == ["hello_world", "mail", "partner_api"]
+    assert [f"shop_{one['name']}" for one in settings["queues"]] == list(GROUPS)
     assert run_as(worker, "worker", f"test -r {path}").rc == 0
     assert run_as(worker, "nobody", f"test -r {path}").rc != 0
 

@@ -36,10 +36,13 @@ def test_a_queue_gets_every_option_in_a_fixed_order():
         ("language", "python"),
         ("processes", 3),
         ("max_jobs", 1000),
+        ("max_time", None),
+        ("max_memory", None),
         ("job_timeout", 60),
         ("retry_delays", []),
         ("max_items", None),
         ("rate_limit", None),
+        ("also", []),
         ("alert", {}),
         ("max_size", None),
         ("max_item_size", None),
@@ -81,12 +84,50 @@ def test_what_a_filter_fills_in_is_what_the_argument_spec_promises():
             "kestrel_stack_queues: mail: unknown option max_jbos: did you mean max_jobs?",
         ),
         (
-            queue(language="php"),
-            "kestrel_stack_queues: mail: language php comes with a later version: set language: python",
+            queue(language="ruby"),
+            "kestrel_stack_queues: mail: language ruby is unknown: set language: python or php",
         ),
         (
-            queue(language="ruby"),
-            "kestrel_stack_queues: mail: language ruby is unknown: set language: python",
+            [{"name": "mover"}],
+            "kestrel_stack_queues: mover is the name of the program that moves delayed jobs: rename it",
+        ),
+        (
+            [{"name": "alarm"}],
+            "kestrel_stack_queues: alarm is the name of the program that reports crashes: rename it",
+        ),
+        (
+            queue(max_time=3600),
+            "kestrel_stack_queues: mail: max_time 3600 must look like 30m or 1h, or be left out",
+        ),
+        (
+            queue(max_memory="lots"),
+            "kestrel_stack_queues: mail: max_memory: lots is not a size: write it like 512MB"
+            " (KB, MB or GB), or in bytes",
+        ),
+        (
+            queue(max_memory="1MB"),
+            "kestrel_stack_queues: mail: max_memory 1MB must be at least 16MB",
+        ),
+        (
+            queue(also="news"),
+            "kestrel_stack_queues: mail: also news must be a list of queues' names, like [mail]",
+        ),
+        (
+            queue(also=["mail"]),
+            "kestrel_stack_queues: mail: also names mail once more: name each other queue once",
+        ),
+        (
+            [*queue(also=["newz"]), {"name": "news"}],
+            "kestrel_stack_queues: mail: also names newz, which is not described: did you mean news?",
+        ),
+        (
+            [*queue(also=["news", "news"]), {"name": "news"}],
+            "kestrel_stack_queues: mail: also names news once more: name each other queue once",
+        ),
+        (
+            [*queue(also=["news"]), {"name": "news", "language": "php"}],
+            "kestrel_stack_queues: mail: also names news, whose language is php:"
+            " a worker runs jobs of one language",
         ),
         (
             queue(processes=0),
@@ -152,6 +193,16 @@ def test_a_name_that_would_not_fit_with_its_suffixes_is_refused():
         {"max_items": -1},
         {"colour": "red"},
         {"alert": {"backlog": 5, "age": "5m"}},
+        {"language": "php"},
+        {"language": "ruby"},
+        {"max_time": "30m"},
+        {"max_time": "30"},
+        {"max_time": 30},
+        {"max_memory": "256MB"},
+        {"max_memory": 268435456},
+        {"max_memory": "256M"},
+        {"also": "news"},
+        {"also": []},
     ],
 )
 def test_the_inventory_and_the_library_accept_the_same_options(options):
@@ -283,7 +334,115 @@ def test_a_queue_that_listens_on_loopback_only_cannot_serve_another_host():
 
 
 def test_stopping_takes_the_sum_of_all_queues_since_supervisord_stops_one_after_the_other():
-    assert filters.stop_seconds([{"name": "a", "job_timeout": 5}, {"name": "b"}]) == 5 + 10 + 60 + 10
+    # Each queue's job_timeout and 10, and 10 for the alarm.
+    assert filters.stop_seconds([{"name": "a", "job_timeout": 5}, {"name": "b"}]) == 5 + 10 + 60 + 10 + 10
+    # A mover is one program more.
+    assert filters.stop_seconds([{"name": "a", "job_timeout": 5, "retry_delays": [10]}]) == 5 + 10 + 10 + 10
+
+
+def test_a_worker_may_need_the_longest_time_of_the_queues_that_it_takes_jobs_of():
+    queues = [
+        {"name": "a", "job_timeout": 5, "also": ["b"]},
+        {"name": "b", "job_timeout": 300},
+        {"name": "c", "job_timeout": 900},
+    ]
+    assert [filters.worker_seconds(queues, name) for name in "abc"] == [300, 300, 900]
+    assert filters.stop_seconds(queues) == 300 + 300 + 900 + 4 * 10
+
+
+SETTINGS = {
+    "app": "shop",
+    "namespace": "shop",
+    "environment": "lab",
+    "host": "worker1",
+    "servers": ["10.0.0.1:22133"],
+    "queues": [
+        {"name": "mail", "processes": 1, "max_jobs": 1000, "retry_delays": [10], "also": []},
+        {"name": "news", "processes": 1, "max_jobs": 1000, "retry_delays": [], "also": ["bulk"]},
+        {"name": "bulk", "processes": 1, "max_jobs": 1000, "retry_delays": [], "also": []},
+    ],
+    "sentry_dsn": None,
+}
+
+
+def changed(number, **options):
+    """Return SETTINGS with one queue changed, as a text."""
+    said = json.loads(json.dumps(SETTINGS))
+    said["queues"][number].update(options)
+    return json.dumps(said)
+
+
+def restarted(text):
+    """Say whose program is another one with the settings `text`."""
+    before = json.dumps(SETTINGS)
+    found = [
+        name
+        for name in ("mail", "news", "bulk")
+        if filters.worker_key(text, name) != filters.worker_key(before, name)
+    ]
+    return found + (["mover"] if filters.mover_key(text) != filters.mover_key(before) else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "whose"),
+    [
+        (changed(0, processes=5), []),
+        (changed(0, max_items=5, max_size="1MB", alert={"backlog": 5}, fanouts=["x"]), []),
+        (changed(0, max_jobs=5), ["mail"]),
+        (changed(0, job_timeout=5, rate_limit="5/s", max_memory="64MB"), ["mail"]),
+        # Workers of news take bulk's jobs as well.
+        (changed(2, job_timeout=5), ["news", "bulk"]),
+        (changed(1, also=[]), ["news"]),
+        # Any job may enqueue another one with a delay.
+        (changed(0, retry_delays=[10, 60]), ["mail", "news", "bulk", "mover"]),
+        (json.dumps({**SETTINGS, "servers": ["10.0.0.2:22133"]}), ["mail", "news", "bulk", "mover"]),
+        (json.dumps(SETTINGS, indent=4), []),
+    ],
+)
+def test_a_changed_setting_restarts_the_workers_that_go_by_it_and_no_others(text, whose):
+    assert restarted(text) == whose
+
+
+@pytest.mark.parametrize("file", ["jobs.php", "php/jobs.php", "app/Jobs/registry.php"])
+def test_a_php_file_inside_the_application_names_jobs(file):
+    assert filters.php_file_problems(file, "consumers_php_app") == []
+
+
+@pytest.mark.parametrize(
+    "file", ["", "/etc/jobs.php", "../jobs.php", "a/../b.php", "jobs.py", "a b.php", "x;y.php"]
+)
+def test_another_file_does_not(file):
+    [problem] = filters.php_file_problems(file, "consumers_php_app")
+    assert problem.startswith(f"consumers_php_app {file!r} does not name the jobs: ")
+
+
+def test_a_webhook_is_a_url_and_is_never_repeated():
+    for good in ("", "https://chat.example.com/hooks/T0/abc%20d?x=1&y=2", "http://127.0.0.1:8080/"):
+        assert filters.webhook_problems(good, "consumers_alarm_webhook") == []
+    for bad in ("chat.example.com", "file:///etc/passwd", 'https://x/"', "https://x/ y", "https://x/\ny"):
+        [problem] = filters.webhook_problems(bad, "consumers_alarm_webhook")
+        assert "consumers_alarm_webhook is not a URL" in problem
+        assert bad not in problem
+
+
+def test_a_dsn_goes_with_an_external_sentry_and_is_never_repeated():
+    assert filters.dsn_problems("https://abc123@sentry.example.com/42", "external") == []
+    assert filters.dsn_problems("http://abc@127.0.0.1:9000/prefix/1", "external") == []
+    assert filters.dsn_problems("", "none") == []
+    for dsn in ("", "https://sentry.example.com/42", "https://secret@sentry.example.com", "secret"):
+        [problem] = filters.dsn_problems(dsn, "external")
+        assert problem.startswith("app_host_sentry_dsn must be the project's DSN")
+        assert not dsn or "secret" not in problem
+    [problem] = filters.dsn_problems("https://secret@sentry.example.com/1", "none")
+    assert problem == "app_host_sentry_dsn is set, and sentry_backend is none: use one"
+
+
+def test_packages_are_names_of_debians():
+    assert filters.package_problems(["php-curl", "libstdc++6"], "app_host_packages") == []
+    [problem] = filters.package_problems(["php-curl", "php curl"], "app_host_packages")
+    assert problem == "app_host_packages: php curl is not the name of a Debian package, like php-curl"
+    [problem] = filters.package_problems("php-curl", "app_host_packages")
+    assert problem == "app_host_packages php-curl must be a list of Debian's packages, like [php-curl]"
 
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExample anna@laptop"

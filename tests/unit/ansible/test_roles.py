@@ -146,6 +146,8 @@ def test_templates_that_can_be_checked_are_checked_before_they_replace_a_file():
     assert {name for name, checked in validated.items() if not checked} == {
         "etc/supervisor/supervisord.conf.j2",
         "etc/supervisor/conf.d/program.conf.j2",
+        "etc/supervisor/conf.d/mover.conf.j2",
+        "etc/supervisor/conf.d/alarm.conf.j2",
         "etc/systemd/system/kestrel.service.j2",
         # A loop over units of the packet filter, and one over those of the guard.
         "etc/systemd/system/{{ item }}.j2",

@@ -21,7 +21,7 @@ def srv(tmp_path):
 def wrapper(tmp_path):
     # -2 makes its wait 0 seconds: the wait is for supervisor, and there is none here.
     text = jinja2.Template(TEMPLATE.read_text(), undefined=jinja2.StrictUndefined).render(
-        ansible_managed="Ansible managed", _consumers_start_seconds=-2
+        ansible_managed="Ansible managed", _consumers_start_seconds=-2, _consumers_php=f"{tmp_path}/php"
     )
     file = tmp_path / "start-consumer"
     file.write_text(text.replace("/srv/", f"{tmp_path}/srv/"))
@@ -55,6 +55,40 @@ def test_the_consumer_runs_from_physical_paths_only(srv, wrapper):
     )
 
 
+def php_release(srv, name):
+    """Make a release with the stack's own PHP code, and a php that says how it was called."""
+    release(srv, name)
+    consumer = srv / "releases" / name / "kestrel-stack/php/bin/consumer"
+    consumer.parent.mkdir(parents=True)
+    consumer.write_text("<?php\n")
+    php = srv.parents[1] / "php"
+    php.write_text('#!/bin/sh\necho "$KESTREL_STACK_RELEASE" "$PWD" "$@"\n')
+    php.chmod(0o755)
+    return consumer, php
+
+
+def test_a_php_consumer_runs_from_the_release_with_the_hosts_php(srv, wrapper):
+    consumer, _ = php_release(srv, "20260101T000000Z-aaaaaaaa")
+    done = wrapper("shop", "php", "--queue", "mail", "--app", "php/jobs.php")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == (
+        f"20260101T000000Z-aaaaaaaa {srv}/releases/20260101T000000Z-aaaaaaaa"
+        f" {consumer} --queue mail --app php/jobs.php"
+    )
+
+
+def test_a_release_without_the_stacks_php_and_a_host_without_php_are_named(srv, wrapper):
+    consumer, php = php_release(srv, "one")
+    php.unlink()
+    done = wrapper("shop", "php")
+    assert done.returncode == 78
+    assert done.stderr == f"start-consumer: {php} is missing: run ansible-playbook site.yml\n"
+    consumer.unlink()
+    done = wrapper("shop", "php")
+    assert done.returncode == 78
+    assert done.stderr == "start-consumer: release one has no kestrel-stack/php: run fab deploy\n"
+
+
 @pytest.mark.parametrize("dangling", [False, True])
 def test_without_a_release_it_says_what_to_do_and_exits_78(srv, wrapper, dangling):
     if dangling:
@@ -80,7 +114,7 @@ def test_a_release_without_venv_or_python_is_named(srv, wrapper):
     [
         ((), "usage: start-consumer APP LANGUAGE ARGUMENT..."),
         (("shop",), "usage: start-consumer APP LANGUAGE ARGUMENT..."),
-        (("shop", "php"), "language php comes with a later version: set language: python"),
+        (("shop", "ruby"), "language ruby is unknown: set language: python or php"),
     ],
 )
 def test_wrong_usage_is_one_line(srv, wrapper, arguments, says):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from kestrel_stack.consumer.cli import main, plan, process_number
-from kestrel_stack.queue.servers import Server
+from kestrel_stack.consumer.worker import Limits, Rules
 
 DIRECT = ["--queue", "mail", "--app", "shop.jobs:registry", "--servers", "127.0.0.1:1", "--namespace", "shop"]
 
@@ -11,7 +11,9 @@ DIRECT = ["--queue", "mail", "--app", "shop.jobs:registry", "--servers", "127.0.
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "shop.json"
-    mail = {"name": "mail", "max_jobs": 7, "job_timeout": 9, "rate_limit": "5/s"}
+    mail = {"name": "mail", "max_jobs": 7, "job_timeout": 9, "rate_limit": "5/s", "retry_delays": [10, 60]}
+    mail |= {"max_time": "1h", "max_memory": "256MB"}
+    bulk = {"name": "bulk", "job_timeout": 600, "also": ["mail"]}
     path.write_text(
         json.dumps(
             {
@@ -19,7 +21,7 @@ def config(tmp_path):
                 "namespace": "shop",
                 "environment": "lab",
                 "servers": ["10.0.0.1:22133"],
-                "queues": [mail, {"name": "legacy", "language": "php"}],
+                "queues": [mail, bulk, {"name": "legacy", "language": "php"}],
             }
         )
     )
@@ -28,19 +30,13 @@ def config(tmp_path):
 
 def test_the_settings_file_says_what_the_flags_do_not(config):
     planned = plan(["--queue", "mail", "--app", "a.b:c", "--config", str(config)], {})
-    assert (planned.queue, planned.servers, planned.environment) == (
-        "shop_mail",
-        (Server("10.0.0.1"),),
+    assert (planned.queues, planned.servers, planned.environment) == (
+        ("shop_mail",),
+        "10.0.0.1:22133",
         "lab",
     )
-    limits = planned.limits
-    assert (limits.jobs, limits.job_timeout, limits.rate, limits.time, limits.memory) == (
-        7,
-        9,
-        5.0,
-        None,
-        None,
-    )
+    assert planned.rules == {"shop_mail": Rules(job_timeout=9, retry_delays=(10, 60))}
+    assert planned.limits == Limits(jobs=7, rate=5.0, time=3600, memory=256 * 1024**2)
 
 
 def test_flags_override_the_settings_file(config):
@@ -49,19 +45,32 @@ def test_flags_override_the_settings_file(config):
         "--rate 0.5/s --max-time 30 --max-memory 200 --once --debug"
     )
     planned = plan(["--queue", "mail", "--app", "a:b", "--config", str(config), *flags.split()], {})
-    assert (planned.queue, planned.environment, planned.debug) == ("other_mail", "test", True)
-    assert planned.servers == (Server("a", 1), Server("b", 2))
-    limits = planned.limits
-    assert (limits.jobs, limits.job_timeout, limits.rate, limits.time, limits.memory, limits.once) == (
-        *(3, 2.5, 0.5, 30, 200_000_000),
-        True,
-    )
+    assert (planned.queues, planned.environment, planned.debug) == (("other_mail",), "test", True)
+    assert planned.rules["other_mail"].job_timeout == 2.5
+    assert planned.servers == "a:1,b:2"
+    assert planned.limits == Limits(jobs=3, rate=0.5, time=30, memory=200_000_000, once=True)
+
+
+@pytest.mark.parametrize(
+    ("flag", "queues"),
+    [
+        ("bulk", ("shop_bulk", "shop_mail")),
+        ("mail,bulk", ("shop_mail", "shop_bulk")),
+        ("mail", ("shop_mail",)),
+    ],
+)
+def test_several_queues_come_by_priority_each_with_its_own_rules(config, flag, queues):
+    planned = plan(["--queue", flag, "--app", "a:b", "--config", str(config)], {})
+    assert planned.queues == queues
+    of_each = {"shop_bulk": Rules(600, ()), "shop_mail": Rules(9, (10, 60))}
+    assert planned.rules == {name: of_each[name] for name in queues}
+    assert planned.limits.jobs == {"shop_bulk": 1000, "shop_mail": 7}[queues[0]]
 
 
 def test_no_settings_file_is_needed_when_the_flags_say_all():
     planned = plan(DIRECT, {})
-    assert planned.queue == "shop_mail"
-    assert (planned.limits.jobs, planned.limits.job_timeout) == (1000, 60)
+    assert planned.rules == {"shop_mail": Rules(job_timeout=60, retry_delays=())}
+    assert planned.limits == Limits(jobs=1000)
 
 
 def test_supervisors_process_name_gives_the_number():
@@ -87,9 +96,14 @@ def test_supervisors_process_name_gives_the_number():
             "--rate: '5' is not a rate; write jobs per second above 0, for example 50/s",
         ),
         ([*DIRECT, "--queue", "a/b"], "queue name 'a/b' may hold only"),
+        ([*DIRECT, "--queue", "mail,mail"], "--queue names mail twice"),
+        ([*DIRECT, "--queue", "mail,"], "queue name is empty"),
+        ([*DIRECT, "--log-file", "/nonexistent/log"], "--log-file /nonexistent/log: No such file"),
         ([*DIRECT, "--queue", "a_errors"], "that the stack makes itself"),
         ([*DIRECT, "--namespace", "a b"], "namespace 'a b' may hold only"),
         ([*DIRECT, "--servers", "x:y"], "'x:y' is not a server"),
+        ([*DIRECT, "--servers", "memory://x"], "memory:// is inside of one process"),
+        ([*DIRECT, "--servers", "redis://x"], "unknown scheme; known: kestrel://, beanstalkd://"),
         ([*DIRECT, "--app", "shop.jobs"], "--app 'shop.jobs' is not MODULE:REGISTRY"),
         ([*DIRECT, "--app", "../shop:x"], "--app '../shop:x' is not MODULE:REGISTRY"),
         ([*DIRECT, "--app", "shop.jobs:a.b"], "is not MODULE:REGISTRY"),
@@ -112,7 +126,7 @@ def test_wrong_flags_end_with_one_line_and_status_78(arguments, said, capsys):
 def test_a_queue_that_is_not_configured_is_refused_with_those_that_are(config, capsys):
     assert main(["--queue", "nope", "--app", "a:b", "--config", str(config)], {}) == 78
     assert "'nope' is not configured" in (err := capsys.readouterr().err)
-    assert "configured: legacy, mail" in err
+    assert "configured: bulk, legacy, mail" in err
 
 
 def test_a_queue_of_another_language_is_refused(config, capsys):

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -126,7 +127,8 @@ def test_the_archive_has_the_application_without_its_prefix_and_nothing_else(app
     app.commit()
     archive = build.build_archive(source(app), tmp_path / "cache")
     found = names(archive.path.read_bytes())
-    assert set(found) == {
+    own = {name for name in found if name.split("/")[0] != "kestrel-stack"}
+    assert own == {
         "bin", "bin/run", "deploy.yml", "link", "requirements.txt",
         "shop", "shop/__init__.py", "shop/jobs.py",
     }  # fmt: skip
@@ -142,12 +144,41 @@ def test_a_repository_that_is_the_application_itself_works_too(tmp_path):
     assert "shop/jobs.py" in names(build.build_archive(source(app), tmp_path / "cache").path.read_bytes())
 
 
-@pytest.mark.parametrize("name", ["venv/x", "release.json", ".verified"])
+@pytest.mark.parametrize("name", ["venv/x", "release.json", ".verified", "kestrel-stack/x"])
 def test_an_application_with_a_name_that_the_deploy_writes_is_refused(app, tmp_path, name):
     app.write(name, "x")
     git(app.repository, "add", "-f", "-A")
     app.commit()
     refused(lambda: build.build_archive(source(app), tmp_path / "cache"), name.split("/")[0], "rename it")
+
+
+def test_the_archive_has_the_stacks_own_php_code_without_its_tests(app, tmp_path):
+    found = names(build.build_archive(source(app), tmp_path / "cache").path.read_bytes())
+    inner = {name.removeprefix("kestrel-stack/") for name in found if name.startswith("kestrel-stack/")}
+    assert {"php/autoload.php", "php/composer.json", "php/bin/consumer", "php/src"} <= inner
+    assert not [name for name in inner if "tests" in name or "phpunit" in name]
+    assert found["kestrel-stack/php/bin/consumer"].mode == 0o755
+    assert {member.uid for member in found.values()} == {0}
+
+
+def test_php_code_comes_from_the_files_where_the_stack_is_no_git_checkout(app, tmp_path):
+    stack = tmp_path / "stack"
+    for name in build.PHP_SOURCES:
+        here, there = ROOT / name, stack / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(here, there) if here.is_dir() else shutil.copy(here, there)
+    first = build.build_archive(source(app), tmp_path / "cache", root=stack)
+    assert "kestrel-stack/php/autoload.php" in names(first.path.read_bytes())
+    (stack / "php/src/New.php").write_text("<?php\n")
+    second = build.build_archive(source(app), tmp_path / "cache", root=stack)
+    # Other PHP code is another archive, so that a deploy of the same commit is not `nothing to do`.
+    assert second.sha256 != first.sha256
+
+
+def test_a_commit_that_is_older_than_the_stacks_php_code_can_still_be_deployed(tmp_path):
+    checkout = GitApp(tmp_path / "checkout", "examples/shop")
+    archive = build.build_archive(source(checkout), tmp_path / "cache", root=checkout.repository)
+    assert not [name for name in names(archive.path.read_bytes()) if name.startswith("kestrel-stack")]
 
 
 # --- the stack's own wheel -------------------------------------------------------------------------------

@@ -63,6 +63,20 @@ def test_the_hosts_of_group_app_are_taken_once_with_the_workers_of_consumers():
     assert environment.root == "/srv/shop"
 
 
+def test_queues_of_both_languages_are_taken_and_a_drain_waits_for_the_longest_job_a_worker_may_have():
+    queues = [
+        {"name": "hello_world", "also": ["bulk"]},
+        {"name": "bulk", "job_timeout": 300},
+        {"name": "post_upload", "language": "php", "job_timeout": 5},
+    ]
+    worker = parse(listing(worker1={"kestrel_stack_queues": queues})).hosts[0]
+    assert [(q.group, q.job_timeout) for q in worker.queues] == [
+        ("shop_hello_world", 300),
+        ("shop_bulk", 300),
+        ("shop_post_upload", 5),
+    ]
+
+
 @pytest.mark.parametrize("key", ["kestrel_stack_app", "deploy_user", "ansible_host", "deploy_ssh_config"])
 def test_jinja_is_refused_in_whatever_the_deploy_reads(key):
     refused(listing(worker1={key: "{{ other }}"}), "host worker1", key, "'{{'")
@@ -88,6 +102,9 @@ def test_jinja_is_refused_inside_the_queues_and_allowed_in_what_the_deploy_does_
         ({"kestrel_stack_queues": [{"name": "a b"}]}, ["'a b'"]),
         ({"kestrel_stack_queues": [{"name": "a"}, {"name": "a"}]}, ["names a twice"]),
         ({"kestrel_stack_queues": [{"name": "a", "processes": 0}]}, ["queue a", "processes is 0"]),
+        ({"kestrel_stack_queues": [{"name": "a", "language": "perl"}]}, ["queue a", "python or php"]),
+        ({"kestrel_stack_queues": [{"name": "a", "also": ["b"]}]}, ["queue a", "also is ['b']"]),
+        ({"kestrel_stack_queues": [{"name": "a", "also": "a"}]}, ["queue a", "also is 'a'"]),
         ({"kestrel_stack_queues": [{"name": "a", "job_timeout": True}]}, ["queue a", "job_timeout is True"]),
     ],
 )

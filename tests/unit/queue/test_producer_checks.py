@@ -48,7 +48,8 @@ def nested(depth):
         ({"job": "HelloWorld", "trace": {"a": 1}}, "'trace' is not an object of texts"),
         ({"job": "HelloWorld", "delay": 10}, "hello_world, in seconds: none"),
         ({"job": "SendMail", "queue": "mail", "delay": 11}, "mail, in seconds: 10, 60"),
-        ({"job": "SendMail", "queue": "mail", "delay": 10}, "come with a later version"),
+        ({"job": "SendMail", "queue": "mail", "delay": True}, "mail, in seconds: 10, 60"),
+        ({"job": "SendMail", "queue": "mail", "delay": 10.0}, "mail, in seconds: 10, 60"),
     ],
 )
 def test_a_job_that_cannot_be_done_is_refused_before_anything_is_sent(call, said):

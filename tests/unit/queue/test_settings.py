@@ -49,6 +49,21 @@ def with_queue(**changes):
     return changed(queues=[{"name": "mail", **changes}])
 
 
+def with_others(also):
+    others = [{"name": "other"}, {"name": "in_php", "language": "php"}]
+    return changed(queues=[{"name": "mail", "also": also}, *others])
+
+
+def test_limits_of_workers_and_queues_to_take_as_well_are_read(write):
+    limits = {"max_time": "1h", "max_memory": "256MB"}
+    found = settings.load(
+        write(changed(queues=[{"name": "mail", **limits, "also": ["low"]}, {"name": "low"}])), {}
+    )
+    mail, low = found.queue("mail"), found.queue("low")
+    assert (mail.max_time, mail.max_memory, mail.also) == (3600, 256 * 1024**2, ("low",))
+    assert (low.max_time, low.max_memory, low.also) == (None, None, ())
+
+
 def test_a_settings_file_is_read_with_its_defaults(write):
     found = settings.load(write(GOOD), {})
     assert (found.app, found.namespace, found.environment, found.host) == ("shop", "shop", "lab", "worker1")
@@ -93,6 +108,16 @@ def test_a_settings_file_is_read_with_its_defaults(write):
         (with_queue(discard_old_when_full=1), "queue 'mail': 'discard_old_when_full' must be true or false."),
         (with_queue(fanouts=["a+b"]), "queue 'mail': 'fanouts' must be a list of names"),
         (with_queue(alert=[]), "queue 'mail': 'alert' must be an object"),
+        (with_queue(max_time=3600), "queue 'mail': 'max_time' must look like 30s, 5m or 1h."),
+        (with_queue(max_time="0s"), "queue 'mail': 'max_time' must look like"),
+        (with_queue(max_memory="lots"), "queue 'mail': 'max_memory' 'lots' is not a size; write it like 1MB"),
+        (with_queue(max_memory=0), "queue 'mail': 'max_memory' 0 is not a size"),
+        (with_queue(also="other"), "queue 'mail': 'also' must be a list of names"),
+        (with_queue(also=[1]), "queue 'mail': 'also' must be a list of names"),
+        (with_queue(also=["mail"]), "queue 'mail': 'also' names the queue 'mail' once more"),
+        (with_queue(also=["nope"]), "'also' names 'nope', which is not one of the queues described here"),
+        (with_others(["other", "other"]), "'also' names the queue 'other' once more"),
+        (with_others(["in_php"]), "'also' names 'in_php', a queue for php workers; these are for python"),
     ],
 )
 def test_a_wrong_settings_file_is_refused_naming_the_file_and_the_key(write, content, said):

@@ -7,7 +7,9 @@ Nothing of kestrel_stack is imported: Ansible runs them with its own Python, whe
 from __future__ import annotations
 
 import difflib
+import hashlib
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +22,13 @@ QUEUE_DEFAULTS: dict[str, Any] = {
     "language": "python",
     "processes": 1,
     "max_jobs": 1000,
+    "max_time": None,
+    "max_memory": None,
     "job_timeout": 60,
     "retry_delays": [],
     "max_items": None,
     "rate_limit": None,
+    "also": [],
     "alert": {},
     "max_size": None,
     "max_item_size": None,
@@ -74,6 +79,24 @@ HOST_MB = 256
 # supervisor sends KILL this many seconds after TERM would have had to be obeyed.
 STOP_MARGIN_SECONDS = 10
 
+# What supervisor's programs beside those of the queues are called, after the namespace.
+OWN_PROGRAMS = {"mover": "the program that moves delayed jobs", "alarm": "the program that reports crashes"}
+LANGUAGES = ("python", "php")
+# Of an entry, what its own workers need not know: they run on when it changes.
+_NOT_A_WORKERS = {
+    "processes",
+    "alert",
+    "max_items",
+    "max_size",
+    "max_memory_size",
+    "max_age",
+    "discard_old_when_full",
+    "fanouts",
+    "fanout_only",
+}
+# Of the other entries, what a producer goes by, which a job may be.
+_PRODUCERS = ("name", "retry_delays", "max_item_size")
+
 # Bytes of a name on the server. The longest suffix we add is `_ping_<host>`, with up to 64 for the host.
 SERVER_NAME_LIMIT = 200
 SUFFIX_RESERVE = len("_ping_") + 64
@@ -109,6 +132,14 @@ _KEY = re.compile(
     r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com)"
     r" AAAA[A-Za-z0-9+/=]+( [^\r\n]*)?\Z"
 )
+_PHP_FILE = re.compile(r"(?!/)[A-Za-z0-9_./-]+\.php\Z")
+# What the workers' sender takes.
+_DSN = re.compile(
+    r"https?://[A-Za-z0-9]+(:[A-Za-z0-9]+)?@(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?"
+    r"(/[A-Za-z0-9._~-]+)*/[A-Za-z0-9_-]+/?\Z"
+)
+_URL = re.compile(r"https?://[^\s\"'\\<>]+\Z")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+\Z")
 _REGISTRY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
 
 
@@ -213,10 +244,12 @@ def _queue_problems(where: str, queue: Mapping[str, Any], namespace: str) -> lis
     unknown = sorted(set(queue) - {"name", *QUEUE_DEFAULTS})
     problems += [f"{where}: unknown option {key}{_nearest(key, QUEUE_DEFAULTS)}" for key in unknown]
     queue = {**QUEUE_DEFAULTS, **queue}
-    if queue["language"] == "php":
-        problems.append(f"{where}: language php comes with a later version: set language: python")
-    elif queue["language"] != "python":
-        problems.append(f"{where}: language {queue['language']!s} is unknown: set language: python")
+    if name in OWN_PROGRAMS:
+        problems.append(f"{where} is the name of {OWN_PROGRAMS[name]}: rename it")
+    if queue["language"] not in LANGUAGES:
+        problems.append(
+            f"{where}: language {queue['language']!s} is unknown: set language: {' or '.join(LANGUAGES)}"
+        )
     for key in ("processes", "max_jobs", "job_timeout"):
         if not _whole(queue[key], 1):
             problems.append(f"{where}: {key} {queue[key]!s} must be a whole number of at least 1")
@@ -231,6 +264,10 @@ def _queue_problems(where: str, queue: Mapping[str, Any], namespace: str) -> lis
         )
     if queue["rate_limit"] is not None and not _RATE.match(str(queue["rate_limit"])):
         problems.append(f"{where}: rate_limit {queue['rate_limit']!s} must look like 50/s, or be left out")
+    if queue["max_time"] is not None and not _AGE.match(str(queue["max_time"])):
+        problems.append(f"{where}: max_time {queue['max_time']!s} must look like 30m or 1h, or be left out")
+    if queue["max_memory"] is not None:
+        problems += size_problems({f"{where}: max_memory": [queue["max_memory"], "16MB", None]})
     alert = queue["alert"]
     if not isinstance(alert, Mapping):
         return [*problems, f"{where}: alert must be a mapping like {{backlog: 1000, age: 60s}}"]
@@ -301,7 +338,79 @@ def queue_problems(queues: Any, namespace: Any) -> list[str]:
         if name in seen:
             problems.append(f"kestrel_stack_queues: {name} is there twice: remove one of them")
         seen.add(name)
-    return problems
+    return problems + _also_problems(queues)
+
+
+def _also_problems(queues: Sequence[Any]) -> list[str]:
+    """Say which queue's workers could not take the jobs of those that its `also` names."""
+    described = {
+        str(queue["name"]): queue for queue in queues if isinstance(queue, Mapping) and "name" in queue
+    }
+    problems = []
+    for name, queue in described.items():
+        where = f"kestrel_stack_queues: {name}: also"
+        also = queue.get("also", [])
+        if not isinstance(also, list):
+            problems.append(f"{where} {also!s} must be a list of queues' names, like [mail]")
+            continue
+        for other in also:
+            known = described.get(str(other))
+            if other == name or also.count(other) > 1:
+                problems.append(f"{where} names {other!s} once more: name each other queue once")
+            elif known is None:
+                near = _nearest(str(other), described) or ": name one of kestrel_stack_queues"
+                problems.append(f"{where} names {other!s}, which is not described{near}")
+            elif known.get("language", "python") != queue.get("language", "python"):
+                problems.append(
+                    f"{where} names {other!s}, whose language is {known.get('language', 'python')!s}:"
+                    " a worker runs jobs of one language"
+                )
+    return list(dict.fromkeys(problems))
+
+
+def worker_seconds(queues: Sequence[Mapping[str, Any]], name: str) -> int:
+    """Say how long a worker of the queue `name` may need to finish its job, in seconds.
+
+    That is the largest job_timeout of the queues that it takes jobs of.
+    """
+    timeouts = {queue["name"]: queue for queue in complete_queues(queues)}
+    taken = [timeouts[name], *(timeouts[other] for other in timeouts[name]["also"])]
+    return max(int(queue["job_timeout"]) for queue in taken)
+
+
+def worker_key(settings: str, name: str) -> str:
+    """Name by a hash what the workers of the queue `name` go by in `settings`, the text of the file.
+
+    It is part of their program, so that supervisor starts them again when it changes. What others alone go by
+    is left out: how many processes there are, limits that are the server's, and most of the other queues.
+    """
+    said = json.loads(settings)
+    queues = {queue["name"]: queue for queue in said["queues"]}
+    own = [name, *queues[name].get("also", [])]
+    said["queues"] = [
+        {key: value for key, value in queue.items() if key not in _NOT_A_WORKERS}
+        if queue["name"] in own
+        else {key: queue.get(key) for key in _PRODUCERS}
+        for queue in said["queues"]
+    ]
+    return _hash(said)
+
+
+def mover_key(settings: str) -> str:
+    """Name by a hash what the mover goes by in `settings`, the text of the file; see `worker_key`."""
+    said = json.loads(settings)
+    said["queues"] = [{key: queue.get(key) for key in ("name", "retry_delays")} for queue in said["queues"]]
+    return _hash(said)
+
+
+def _hash(data: Any) -> str:
+    # A name and no secret.
+    return hashlib.sha1(json.dumps(data, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+
+
+def has_delays(queues: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether there is a delay queue, which a mover has to empty."""
+    return any(queue.get("retry_delays") for queue in queues)
 
 
 def complete_queues(queues: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -536,9 +645,13 @@ def scala_size(size: int) -> str:
 def stop_seconds(queues: Sequence[Mapping[str, Any]]) -> int:
     """Say how long supervisord may need to stop all queues' programs, in seconds.
 
-    It stops one program after the other, all processes of one at once, and gives each its stopwaitsecs.
+    It stops one program after the other, all processes of one at once, and gives each its stopwaitsecs. The
+    mover and the alarm, which have no job in hand, get the margin alone.
     """
-    return sum(int(queue["job_timeout"]) + STOP_MARGIN_SECONDS for queue in complete_queues(queues))
+    own = 1 + has_delays(queues)
+    return own * STOP_MARGIN_SECONDS + sum(
+        worker_seconds(queues, queue["name"]) + STOP_MARGIN_SECONDS for queue in queues
+    )
 
 
 def key_problems(keys: Any, variable: str) -> list[str]:
@@ -607,6 +720,45 @@ def registry_problems(registry: Any, variable: str) -> list[str]:
         return []
     return [
         f"{variable} {str(registry)!r} does not name the jobs: give MODULE:REGISTRY, like shop.jobs:registry"
+    ]
+
+
+def php_file_problems(file: Any, variable: str) -> list[str]:
+    """Say what is wrong with `variable`, the PHP file that returns an application's jobs."""
+    text = str(file)
+    if _PHP_FILE.match(text) and ".." not in text.split("/"):
+        return []
+    return [
+        f"{variable} {text!r} does not name the jobs: give a .php file inside the application, like"
+        " php/jobs.php"
+    ]
+
+
+def dsn_problems(dsn: Any, backend: Any) -> list[str]:
+    """Say what is wrong with app_host_sentry_dsn under this `sentry_backend`; its key is not repeated."""
+    if backend != "external":
+        return [f"app_host_sentry_dsn is set, and sentry_backend is {backend!s}: use one"] if dsn else []
+    if _DSN.match(str(dsn)):
+        return []
+    return ["app_host_sentry_dsn must be the project's DSN, like https://KEY@sentry.example.com/1"]
+
+
+def webhook_problems(url: Any, variable: str) -> list[str]:
+    """Say why `url` cannot be told of crashes; empty is nobody, and right."""
+    if not url or _URL.match(str(url)):
+        return []
+    # It may hold a token: it is not repeated.
+    return [f"{variable} is not a URL that begins with https:// or http:// and has no blanks or quotes"]
+
+
+def package_problems(packages: Any, variable: str) -> list[str]:
+    """Say which of `packages` cannot be names of Debian's packages."""
+    if not isinstance(packages, list):
+        return [f"{variable} {packages!s} must be a list of Debian's packages, like [php-curl]"]
+    return [
+        f"{variable}: {name!s} is not the name of a Debian package, like php-curl"
+        for name in packages
+        if not _PACKAGE.match(str(name))
     ]
 
 
@@ -736,7 +888,15 @@ class FilterModule:
             "kestrel_stack_range_problems": range_problems,
             "kestrel_stack_bytes": size_bytes,
             "kestrel_stack_size_problems": size_problems,
+            "kestrel_stack_worker_seconds": worker_seconds,
+            "kestrel_stack_worker_key": worker_key,
+            "kestrel_stack_mover_key": mover_key,
+            "kestrel_stack_has_delays": has_delays,
             "kestrel_stack_registry_problems": registry_problems,
+            "kestrel_stack_php_file_problems": php_file_problems,
+            "kestrel_stack_dsn_problems": dsn_problems,
+            "kestrel_stack_webhook_problems": webhook_problems,
+            "kestrel_stack_package_problems": package_problems,
             "kestrel_stack_address_problems": address_problems,
             "kestrel_stack_listen_problems": listen_problems,
             "kestrel_stack_servers": kestrel_servers,

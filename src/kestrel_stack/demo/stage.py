@@ -1,0 +1,110 @@
+"""The processes of a demo: each has a log file of its own, and ends with the demo, however that ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kestrel_stack.demo.errors import DemoError
+
+START_SECONDS = 20.0
+"""Seconds that a process gets to say on which port it listens."""
+STOP_SECONDS = 5.0
+"""Seconds that the processes get to end after SIGTERM, all together."""
+
+
+class Stage:
+    """Processes by name, with their logs in `folder`; a context manager that ends them."""
+
+    def __init__(self, folder: Path, environ: Mapping[str, str]):
+        self.folder = folder
+        self._environ = dict(environ)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the processes, in the order in which they were started."""
+        return list(self._processes)
+
+    def start(self, name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
+        """Start a process; its output goes to ``NAME.log``."""
+        self._commands[name] = command, environ or {}
+        # Killed by the kernel when this process dies: nothing of a demo outlives it.
+        leashed = ["setpriv", "--pdeathsig", "KILL", *command]
+        try:
+            with self.log(name).open("ab") as log:
+                self._processes[name] = subprocess.Popen(
+                    leashed,
+                    cwd=self.folder,
+                    env={**self._environ, **(environ or {})},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    # Ctrl-C is for the demo, which then ends them in order.
+                    start_new_session=True,
+                )
+        except OSError as exc:
+            raise DemoError(f"{name} could not be started: {exc.strerror}: {exc.filename}") from None
+
+    def port(self, name: str) -> int:
+        """Wait until the process has written its port to ``NAME.port``, and return it."""
+        file = self.folder / f"{name}.port"
+        deadline = time.monotonic() + START_SECONDS
+        while not file.exists():
+            self.check()
+            if time.monotonic() > deadline:
+                raise DemoError(f"{name} did not listen after {START_SECONDS:g} s; see {self.log(name)}")
+            time.sleep(0.01)
+        return int(json.loads(file.read_text())["port"])
+
+    def check(self) -> None:
+        """Raise `DemoError` when a process has ended that nobody told to."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                said = self.log(name).read_text(errors="replace").strip().splitlines()
+                last = f": {said[-1]}" if said else ""
+                raise DemoError(f"{name} ended with {process.returncode}{last}")
+
+    def kill_and_restart(self, name: str) -> None:
+        """SIGKILL a process and start it again, as supervisor would."""
+        self._processes[name].kill()
+        self._processes[name].wait()
+        self.start(name, *self._commands[name])
+
+    def log(self, name: str) -> Path:
+        """Return the process's log file."""
+        return self.folder / f"{name}.log"
+
+    def terminate(self, names: Sequence[str]) -> None:
+        """Ask processes to end and wait; what does not end in time is killed."""
+        ending = {name: self._processes.pop(name) for name in names if name in self._processes}
+        for process in ending.values():
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in ending.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.terminate(list(reversed(self.names)))
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what would point the demo's processes at somebody's real stack."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("KESTREL_STACK_", "SUPERVISOR_", "SENTRY_"))
+    }
