@@ -238,12 +238,17 @@ def _nothing_to_run(command: Sequence[str], code: int) -> bool:
 
 
 def lanes(chosen: Sequence[Stage]) -> list[list[Stage]]:
-    """Return the stages that go one after the other: those with containers, and the others, side by side.
+    """Return the stages that go one after the other, in lanes that go side by side.
 
-    The former mostly wait, so that two lanes take little longer than the slower one.
+    The lab's containers and molecule's have names and networks of their own, and both mostly wait: all lanes
+    together take little longer than the slowest.
     """
-    parts = ([stage for stage in chosen if stage.docker is docker] for docker in (False, True))
-    return [part for part in parts if part]
+    found: dict[str, list[Stage]] = {}
+    for stage in chosen:
+        molecules = stage.docker and stage.name.startswith(("molecule-", "trixie-"))
+        lane = "molecule" if molecules else "lab" if stage.docker else "here"
+        found.setdefault(lane, []).append(stage)
+    return list(found.values())
 
 
 def run_stages(chosen: Sequence[Stage], results: list[Result]) -> None:

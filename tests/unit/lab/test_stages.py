@@ -138,28 +138,30 @@ def test_stages_with_containers_run_beside_the_others_and_are_shown_in_order(
         Stage("cheap", "", [["echo", "cheap says"], waits_for(tmp_path / "met"), ["echo", "cheap said"]]),
         Stage("both", "", [["false"]]),
         Stage("boxes", "", [["echo", "boxes say"], ["touch", str(tmp_path / "met")]], docker=True),
-        Stage("more", "", [["sh", "-c", "echo more says >&2"]], docker=True),
+        Stage("molecule-x", "", [["sh", "-c", "echo more says >&2"]], docker=True),
     )
     assert run() == 1
     out = capfd.readouterr().out
     shown = [
         *("=== cheap:", "cheap says", "cheap said", "=== cheap: passed", "=== both:", "=== both: FAILED"),
-        *("=== boxes:", "boxes say", "=== boxes: passed", "=== more:", "more says", "=== more: passed"),
+        *(
+            "=== boxes:",
+            "boxes say",
+            "=== boxes: passed",
+            "=== molecule-x:",
+            "more says",
+            "=== molecule-x: passed",
+        ),
     ]
     places = [out.index(text) for text in shown]
     assert places == sorted(places)
 
 
-@pytest.mark.usefixtures("no_engine")
-def test_containers_never_run_in_two_stages_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    alone = ["sh", "-c", f"mkdir {tmp_path}/one && sleep 0.2 && rmdir {tmp_path}/one"]
-    use(
-        monkeypatch,
-        Stage("cheap", "", [["true"]]),
-        Stage("boxes", "", [alone], docker=True),
-        Stage("more", "", [alone], docker=True),
-    )
-    assert run() == 0
+def test_molecule_the_lab_and_this_machine_have_a_lane_each() -> None:
+    names = [[stage.name for stage in lane] for lane in stages.lanes(stages.stages(long=True))]
+    assert [lane[0] for lane in names] == ["lint", "docker", "molecule-default"]
+    assert names[1] == ["docker", "newcomer"]
+    assert all(name.startswith(("molecule-", "trixie-")) for name in names[2])
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
