@@ -237,7 +237,9 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     except Exception as exc:
         # One line, as everything in the log is; what was reserved has gone back to its queue.
         last = traceback.extract_tb(exc.__traceback__)[-1]
-        log.error("the worker has a defect", error=repr(exc), where=f"{last.filename}:{last.lineno}")
+        error, where = f"{type(exc).__name__}: {exc}", f"{last.filename} line {last.lineno}"
+        log.error("the worker has a defect", error=error, where=where)
+        log.debug("where that comes from", stack="".join(traceback.format_exception(exc)))
         return EX_DEFECT
     finally:
         if reporter is not None:
