@@ -24,7 +24,7 @@ final class Backoff
     /** Returns how long to wait after one more failure, in seconds. */
     public function next(): float
     {
-        $wait = min($this->limit, $this->first * 2 ** min($this->failures, 30));
+        $wait = min($this->limit, $this->first * 2 ** $this->failures);
         $this->failures++;
         $chance = $this->chance === null ? mt_rand() / mt_getrandmax() : ($this->chance)();
         return $wait * (1 - $chance / 2);

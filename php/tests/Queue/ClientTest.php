@@ -377,7 +377,12 @@ final class ClientTest extends TestCase
         $queue = self::queue();
         $client->set($queue, 'mine');
         $client->get($queue, open: true);
-        self::inAFork(static fn () => $client->set($queue, 'of the fork'));
+        self::inAFork(static function () use ($client, $queue): void {
+            $client->set($queue, 'of the fork');
+            $client->get($queue, open: true);
+        });
+        // What the fork held has come back with the end of its own connection.
+        Program::wait(static fn (): bool => $client->items($queue) === 1, 'the item of the fork to come back');
         $client->closeRead($queue);
         self::assertSame('of the fork', $client->get($queue));
         self::assertSame(1, $client->connection());
@@ -397,6 +402,18 @@ final class ClientTest extends TestCase
             self::assertSame('mine', $client->get($queue));
         }
         self::assertSame('of the fork', $client->get($queue));
+    }
+
+    public function testMemcachedTriesAConnectionThatWasIdleBeforeItWritesOnIt(): void
+    {
+        $server = new ScriptedServer([["STORED\r\n"], ["STORED\r\n"]]);
+        $client = new MemcachedClient($server->server);
+        $client->set('a', 'one');
+        // As if a second had gone by, in which the server closed the connection.
+        (new \ReflectionProperty($client, 'used'))->setValue($client, -10.0);
+        $client->set('a', 'two');
+        self::assertSame(2, $client->connection());
+        self::assertSame(['set a 0 0 3', 'set a 0 0 3'], $server->requests());
     }
 
     public function testASignalInterruptsAWaitOnlyForItsHandler(): void

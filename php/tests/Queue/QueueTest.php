@@ -5,6 +5,8 @@ declare(strict_types=1);
 namespace KestrelStack\Tests\Queue;
 
 use KestrelStack\Queue\AfterCommit;
+use KestrelStack\Queue\BeanstalkdClient;
+use KestrelStack\Queue\BeanstalkdQueue;
 use KestrelStack\Queue\Client;
 use KestrelStack\Queue\Counts;
 use KestrelStack\Queue\Envelope;
@@ -321,6 +323,24 @@ final class QueueTest extends TestCase
         $store->put('mail', 'two');
         self::assertSame('one', self::take($worker)->body);
         self::assertSame(1, $store->count('mail')->ready);
+    }
+
+    public function testAnItemThatWasHeldTooLongOnBeanstalkdIsLost(): void
+    {
+        $store = self::store('beanstalkd');
+        $store->put('mail', 'one');
+        $name = $store->name('mail');
+        $worker = new BeanstalkdQueue($name, self::$beanstalkd->server(), 60, "{$name}_errors");
+        $client = new BeanstalkdClient(self::$beanstalkd->server());
+        $client->put($name, 'short', 0, 1, 5.0);
+        $worker->done(self::take($worker));
+        $held = self::take($worker);
+        self::assertSame('short', $held->body);
+        // Another worker gets it when its second is over.
+        $other = $store->worker('mail');
+        self::assertSame('short', self::take($other)->body);
+        $said = self::assertThrows(ReservationLost::class, static fn () => $worker->done($held));
+        self::assertSame('Its time was over. The item may be delivered again.', $said);
     }
 
     public function testAnItemLargerThanBeanstalkdAllowsIsRefusedAndOthersAreTaken(): void

@@ -9,6 +9,7 @@ import re
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from kestrel_stack.queue.kestrel import KestrelStore
 from kestrel_stack.queue.settings import QueueSettings, Settings
 
 EX_OK = 0
+EX_DEFECT = 1
 EX_CONFIG = 78
 """Exit status for what trying again would not mend: a wrong flag, settings file or application."""
 MIN_UPTIME = 5.0
@@ -232,6 +234,13 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
         log.error("application cannot be used", app=planned.app, folder=Path.cwd(), error=exc)
         log.debug("where that comes from", stack=exc.stack)
         return unusable(started, environ, signals, runner)
+    except Exception as exc:
+        # One line, as everything in the log is; what was reserved has gone back to its queue.
+        last = traceback.extract_tb(exc.__traceback__)[-1]
+        error, where = f"{type(exc).__name__}: {exc}", f"{last.filename} line {last.lineno}"
+        log.error("the worker has a defect", error=error, where=where)
+        log.debug("where that comes from", stack="".join(traceback.format_exception(exc)))
+        return EX_DEFECT
     finally:
         if reporter is not None:
             reporter.close()

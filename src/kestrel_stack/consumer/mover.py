@@ -284,8 +284,8 @@ def _reopen(writer: Writer, log: Log) -> None:
 
 
 def _give_up(log: Log, failed: threading.ExceptHookArgs) -> NoReturn:
-    log.error("mover ends, this is a defect", error=repr(failed.exc_value))
-    os._exit(1)
+    log.error("the mover has a defect", error=repr(failed.exc_value))
+    os._exit(cli.EX_DEFECT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 
@@ -141,3 +142,26 @@ def test_help_names_the_signals_and_hides_what_only_tests_need(capsys):
     text = capsys.readouterr().out
     assert "HUP" in text
     assert "min-uptime" not in text
+
+
+@pytest.fixture
+def signals_as_they_were():
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_defect_of_the_worker_is_one_line_and_status_1(monkeypatch, capfd, signals_as_they_were):
+    def broken(self):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("kestrel_stack.consumer.worker.Worker.run", broken)
+    assert main([*DIRECT], {}) == 1
+    _, last = capfd.readouterr().err.splitlines()
+    record = json.loads(last)
+    assert (record["level"], record["event"]) == ("error", "the worker has a defect")
+    assert "two" in record["error"]
+    assert "test_cli.py" in record["where"]
