@@ -296,9 +296,7 @@ def _stack_sources(source: Source, paths: Sequence[str], root: Path) -> bytes:
         return _pack_files(root, paths)
     for path in paths:
         if _git(root, "cat-file", "-e", f"{rev}:{path}", check=False).returncode != 0:
-            raise Refused(
-                f"commit {rev[:8]} has no {path}, so the stack's own code cannot be taken from it"
-            )
+            raise Refused(f"commit {rev[:8]} has no {path}, so the stack's own code cannot be taken from it")
     return _git(root, "archive", "--format=tar", rev, "--", *paths).stdout
 
 

@@ -31,7 +31,6 @@ SHELL_SCRIPTS = (
     ".ci/run",
     "requirements/lock",
 )
-PHP_FOLDERS = ("php", "examples", "tests/support")
 NO_TESTS_COLLECTED = 5
 LOGS = CHECKOUT / ".lab" / "test"
 """What stages print while another one's turn to be shown has not come."""
@@ -68,30 +67,6 @@ def scenarios(folder: Path = CHECKOUT / "molecule") -> list[str]:
     return sorted(names, key=lambda name: name != "default")
 
 
-def php_syntax() -> int:
-    """Let PHP read every PHP file; print what it refuses. Return 0 when it refuses none."""
-    bad = 0
-    for path in php_files():
-        # One file at a time: before PHP 8.3 it takes no more.
-        try:
-            done = subprocess.run(
-                ["php", "-l", path], cwd=CHECKOUT, capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError:
-            raise LabError("php is not installed: apt install php-cli") from None
-        if done.returncode:
-            bad += 1
-            say((done.stderr or done.stdout).strip())
-    return min(bad, 1)
-
-
-def php_files(root: Path = CHECKOUT) -> list[str]:
-    """Return the PHP files of the checkout: *.php, and the programs that PHP runs."""
-    found = [path for folder in PHP_FOLDERS for path in (root / folder).rglob("*.php")]
-    found += [path for path in (root / "php/bin").glob("*") if path.is_file()]
-    return sorted({path.relative_to(root).as_posix() for path in found})
-
-
 def stages(*, long: bool) -> list[Stage]:
     """Return every stage, in the order in which they run: cheap ones first."""
     tool = programs.tool
@@ -113,8 +88,10 @@ def stages(*, long: bool) -> list[Stage]:
         Stage(
             "php",
             "php -l, phpunit -c php/phpunit.xml",
-            [["phpunit", "-c", "php/phpunit.xml"]],
-            php_syntax,
+            [
+                [sys.executable, "-m", "kestrel_stack.lab.php_syntax"],
+                ["phpunit", "-c", "php/phpunit.xml"],
+            ],
         ),
         Stage(
             "processes",

@@ -307,7 +307,7 @@ def _depth(text: str) -> int:
 
 def _refuse_what_json_changes(value: object, where: str, depth: int) -> None:
     """Raise `InvalidJob` for data that would arrive differently, or not at all."""
-    if depth > MAX_DEPTH:
+    if depth > MAX_DEPTH and isinstance(value, dict | list | tuple):
         raise InvalidJob(f"The job's data is nested more than {MAX_DEPTH} levels deep.")
     if value is None or isinstance(value, bool | int):
         return

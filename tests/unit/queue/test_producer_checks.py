@@ -15,8 +15,8 @@ def producer(tenant="acme", namespace="shop", **options):
     return Producer(namespace, tenant, servers="127.0.0.1:1", queues=QUEUES, **options)
 
 
-def nested(depth):
-    data = {}
+def nested(depth, inside=None):
+    data = {} if inside is None else {"a": inside}
     for _ in range(depth):
         data = {"a": data}
     return data
@@ -75,9 +75,10 @@ def test_an_illegal_namespace_is_refused_when_the_producer_is_made():
         producer(namespace="a b")
 
 
-def test_the_deepest_allowed_data_gets_as_far_as_the_network():
+@pytest.mark.parametrize("inside", [None, "text", 1])
+def test_the_deepest_allowed_data_gets_as_far_as_the_network(inside):
     with pytest.raises(ServerUnavailable):
-        producer().enqueue("HelloWorld", nested(126))
+        producer().enqueue("HelloWorld", nested(126, inside))
 
 
 @pytest.mark.parametrize(
