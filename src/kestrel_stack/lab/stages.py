@@ -30,7 +30,7 @@ SHELL_SCRIPTS = (
     ".ci/run",
     "requirements/lock",
 )
-PHP_FOLDERS = ("php", "examples", "tests/support")
+PHP_FOLDERS = ("php", "examples", "src", "tests", "bench")
 NO_TESTS_COLLECTED = 5
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,34 @@ def test_the_real_stages_have_each_molecule_scenario_and_debian_13_only_under_lo
     for name in scenarios:
         assert long[f"trixie-{name}"].environment["KESTREL_STACK_SUITE"] == "trixie"
     assert long["trixie-kestrel-release-java25"].environment["KESTREL_STACK_JAVA"] == "25"
+
+
+def test_every_php_file_of_the_checkout_is_read_by_php() -> None:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True
+    ).stdout
+    scripts = {
+        name
+        for name in listed.splitlines()
+        if (ROOT / name).is_file()
+        and (name.endswith(".php") or (ROOT / name).read_bytes()[:40].startswith(b"#!/usr/bin/env php"))
+    }
+    assert {"php/autoload.php", "php/bin/consumer", "examples/shop/php/jobs.php"} <= scripts
+    assert scripts <= set(stages.php_files())
+
+
+@pytest.mark.skipif(shutil.which("php") is None, reason="needs php")
+def test_a_php_file_that_php_refuses_fails_the_stage_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "good.php").write_text("<?php\n")
+    (tmp_path / "bad.php").write_text("<?php\nfunction {\n")
+    monkeypatch.setattr(stages, "php_files", lambda: ["good.php", "bad.php"])
+    monkeypatch.setattr(stages, "CHECKOUT", tmp_path)
+    assert stages.php_syntax() == 1
+    out = capsys.readouterr().out
+    assert "bad.php" in out
+    assert "good.php" not in out
 
 
 def test_every_shell_script_of_the_checkout_is_linted() -> None:
