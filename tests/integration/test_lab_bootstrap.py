@@ -175,6 +175,27 @@ def test_yes_installs_exactly_what_is_missing(machine: Machine) -> None:
     assert machine.called("apt-get install") == ["apt-get install -q -y --no-install-recommends git"]
 
 
+def test_the_tests_of_the_php_half_need_php_its_extensions_and_phpunit(machine: Machine) -> None:
+    done = machine.run("bin/test", "--only", "php", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert machine.called("apt-get install") == [
+        "apt-get install -q -y --no-install-recommends php-cli php-memcached php-sqlite3 phpunit"
+    ]
+
+
+def test_an_extension_alone_may_be_missing(machine: Machine) -> None:
+    machine.has("phpunit")
+    machine.has("php", '[[ "$*" != *sqlite3* ]]')
+    assert machine.run("bin/test", "--only", "php", "--yes").returncode == 0
+    assert machine.called("apt-get install") == ["apt-get install -q -y --no-install-recommends php-sqlite3"]
+
+
+@pytest.mark.parametrize("command", [("bin/up",), ("bin/test", "--only", "unit"), ("bin/test", "--list")])
+def test_what_runs_no_php_here_does_not_ask_for_it(machine: Machine, command: tuple[str, ...]) -> None:
+    assert machine.run(*command).returncode == 0
+    assert machine.called("apt-get") == []
+
+
 def test_continuous_integration_is_not_asked(machine: Machine) -> None:
     machine.lacks("git")
     assert machine.run("bin/up", CI="true").returncode == 0

@@ -1,7 +1,5 @@
 """The stage of bin/test that has PHP read every file."""
 
-from pathlib import Path
-
 from kestrel_stack.lab import php_syntax
 
 
@@ -13,9 +11,3 @@ def test_a_file_that_php_refuses_is_named_and_fails(tmp_path, capsys):
     (tmp_path / "php/bad.php").write_text("<?php echo 1\necho 2;\n")
     assert php_syntax.main(tmp_path) == 1
     assert "bad.php" in capsys.readouterr().out
-
-
-def test_programs_and_examples_are_read_too():
-    found = {Path(name).parts[0] for name in php_syntax.files()}
-    assert found == {Path(folder).parts[0] for folder in php_syntax.FOLDERS}
-    assert "php/bin/consumer" in php_syntax.files()

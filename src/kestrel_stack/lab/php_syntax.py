@@ -9,7 +9,7 @@ from pathlib import Path
 from kestrel_stack.lab.inventory import CHECKOUT
 from kestrel_stack.lab.progress import say
 
-FOLDERS = ("php", "examples", "tests/support")
+FOLDERS = ("php", "examples", "src", "tests", "bench")
 
 
 def main(root: Path = CHECKOUT) -> int:

@@ -424,16 +424,6 @@ def test_a_worker_that_is_killed_or_stays_down_raises_an_alarm_and_one_that_reac
     assert "Traceback" not in log
 
 
-def test_an_alarm_that_nobody_takes_holds_up_no_worker(helper, release, root, eventually, stopped):
-    root(HOST, "supervisorctl restart news_alarm:news_alarm")
-    release("20260101T000000Z-aaaaaaaa")
-    _, report, _ = helper("start", "news_digest")
-    for process in report["processes"]:
-        root(HOST, f"kill -9 {process['pid']}")
-    eventually(lambda: states(helper("status", "news_digest")[1]) == ["RUNNING"] * 3, "started again")
-    assert state(root, "news_alarm:news_alarm") == "RUNNING"
-
-
 def test_the_webhook_is_for_roots_eyes_only(root, ship):
     program = "/etc/supervisor/conf.d/kestrel-stack.news-letter.news_alarm.conf"
     assert root(HOST, f"stat -c '%a %U' {program}").split() == ["600", "root"]

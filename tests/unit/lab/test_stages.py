@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kestrel_stack.lab import stages
+from kestrel_stack.lab import php_syntax, stages
 from kestrel_stack.lab.errors import LabError
 from kestrel_stack.lab.stages import Stage
 
@@ -101,6 +101,20 @@ def test_the_real_stages_have_each_molecule_scenario_and_debian_13_only_under_lo
     assert long["trixie-kestrel-release-java25"].environment["KESTREL_STACK_JAVA"] == "25"
 
 
+def test_every_php_file_of_the_checkout_is_read_by_php() -> None:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True
+    ).stdout
+    scripts = {
+        name
+        for name in listed.splitlines()
+        if (ROOT / name).is_file()
+        and (name.endswith(".php") or (ROOT / name).read_bytes()[:40].startswith(b"#!/usr/bin/env php"))
+    }
+    assert {"php/autoload.php", "php/bin/consumer", "examples/shop/php/jobs.php"} <= scripts
+    assert scripts <= set(php_syntax.files())
+
+
 def test_every_shell_script_of_the_checkout_is_linted() -> None:
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True
@@ -170,7 +184,7 @@ def test_an_interrupt_lets_every_stage_clean_up_and_ends_with_130_and_a_table(
 ) -> None:
     script = """
 import sys
-from kestrel_stack.lab import stages
+from kestrel_stack.lab import php_syntax, stages
 lanes, folder = int(sys.argv[1]), stages.Path(sys.argv[2])
 ready = folder / "ready"
 wait = f"until [ -e {ready} ]; do sleep 0.01; done; " if lanes == 2 else ""
