@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,20 +63,23 @@ def run_through(
     On an interrupt the program gets SIGINT and time to clean up, as under ``run_logged``. Raises OSError when
     it cannot be run.
     """
-    process = start(
-        command, environment=environment, cwd=cwd, out=None if on_line is None else subprocess.PIPE
-    )
+    process = None
     try:
+        with interrupts_held():
+            process = start(
+                command, environment=environment, cwd=cwd, out=None if on_line is None else subprocess.PIPE
+            )
         if on_line is not None and process.stdout is not None:
             with io.TextIOWrapper(process.stdout, errors="replace") as lines:
                 for line in lines:
                     on_line(line)
         return process.wait()
     except BaseException:
-        end(process)
+        if process is not None:
+            end(process)
         raise
     finally:
-        if process.stdout is not None:
+        if process is not None and process.stdout is not None:
             process.stdout.close()
 
 
@@ -117,6 +120,9 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
 
 
+_held = _interrupted = False
+
+
 def interrupts_on_term() -> None:
     """Treat SIGTERM as Ctrl-C: say what stands, end what runs.
 
@@ -125,7 +131,24 @@ def interrupts_on_term() -> None:
     """
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        global _interrupted
+        if not _held:
+            raise KeyboardInterrupt
+        _interrupted = True
 
     for term in (signal.SIGTERM, signal.SIGINT):
         signal.signal(term, interrupt)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold an interrupt back to the end of the block: else a program is started that nobody knows of."""
+    global _held, _interrupted
+    _held = True
+    try:
+        yield
+    finally:
+        _held = False
+        if _interrupted:
+            _interrupted = False
+            raise KeyboardInterrupt

@@ -168,11 +168,13 @@ class Run:
         self._command: Sequence[str] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._failed: list[str] = []
-        self._started = time.monotonic()
-        self._next()
+        self._started = 0.0
 
     def poll(self) -> bool:
-        """Go on where a command has ended; return whether the stage has."""
+        """Begin, or go on where a command has ended; return whether the stage has."""
+        if not self._started:
+            self._started = time.monotonic()
+            self._next()
         while self.result is None and self._process is not None and self._process.poll() is not None:
             code = self._process.returncode
             if code != 0 and not _nothing_to_run(self._command, code):
@@ -189,9 +191,10 @@ class Run:
         for command in self._commands:
             self._command = command
             try:
-                self._process = programs.start(
-                    command, environment=_environment(self.stage), cwd=CHECKOUT, out=self._out
-                )
+                with programs.interrupts_held():
+                    self._process = programs.start(
+                        command, environment=_environment(self.stage), cwd=CHECKOUT, out=self._out
+                    )
                 return
             except OSError as error:
                 self._failed.append(f"{self._name()}: {error.strerror}")
