@@ -1,5 +1,6 @@
 """Options and fixtures that several folders share."""
 
+import signal
 import sys
 
 from support.deploy_lab import made_lab  # noqa: F401
@@ -27,6 +28,12 @@ def pytest_addoption(parser):
         const="shared",
         help="print the configuration (Scala) that a real Kestrel needs for the contract, and stop",
     )
+
+
+def pytest_configure():
+    """Let what the tests start hear Ctrl-C: a program in a shell's background inherits it as ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_cmdline_main(config):
