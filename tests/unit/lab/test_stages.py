@@ -162,7 +162,7 @@ def test_an_interrupt_lets_a_stage_clean_up_and_ends_with_130_and_a_table() -> N
     script = """
 import sys
 from kestrel_stack.lab import stages
-slow = ["bash", "-c", "trap 'echo cleaned up; exit 1' INT; echo started; sleep 300 & wait"]
+slow = ["bash", "-c", "trap 'echo cleaned up; exit 1' INT; echo started; sleep 300 >&- & wait"]
 chosen = [stages.Stage("good", "", [["true"]]), stages.Stage("slow", "", [slow])]
 stages.stages = lambda *, long: chosen
 sys.exit(stages.run(long=False, only=(), list_only=False))
