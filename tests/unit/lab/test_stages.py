@@ -184,12 +184,12 @@ def test_an_interrupt_lets_every_stage_clean_up_and_ends_with_130_and_a_table(
 ) -> None:
     script = """
 import sys
-from kestrel_stack.lab import php_syntax, stages
+from kestrel_stack.lab import stages
 lanes, folder = int(sys.argv[1]), stages.Path(sys.argv[2])
 ready = folder / "ready"
 wait = f"until [ -e {ready} ]; do sleep 0.01; done; " if lanes == 2 else ""
-slow = ["bash", "-c", f"trap 'echo cleaned up; exit 1' INT; {wait}echo started; sleep 300 & wait"]
-other = ["bash", "-c", f"trap 'echo cleaned up, too; exit 1' INT; touch {ready}; sleep 300 & wait"]
+slow = ["bash", "-c", f"trap 'echo cleaned up; exit 1' INT; {wait}echo started; sleep 300 >&- & wait"]
+other = ["bash", "-c", f"trap 'echo cleaned up, too; exit 1' INT; touch {ready}; sleep 300 >&- & wait"]
 chosen = [stages.Stage("good", "", [["true"]]), stages.Stage("slow", "", [slow])]
 chosen += [stages.Stage("boxes", "", [other], docker=True)] * (lanes == 2)
 stages._prepare = lambda chosen, results: False
