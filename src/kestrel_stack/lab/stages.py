@@ -335,7 +335,8 @@ def run(*, long: bool, only: Sequence[str], list_only: bool) -> int:
             about_engine = daemon.stop(ENGINE_STATE)
             say(about_engine or "")
     order = ["prepare", *(stage.name for stage in chosen)]
-    _table(sorted(results, key=lambda result: order.index(result.name)), time.monotonic() - started)
+    results.sort(key=lambda result: order.index(result.name))
+    _table(results, time.monotonic() - started, side_by_side=len(lanes(chosen)) > 1)
     return code or (1 if any(not result.passed for result in results) else 0)
 
 
@@ -362,7 +363,7 @@ def _prepare(chosen: Sequence[Stage], results: list[Result]) -> bool:
     return started_engine
 
 
-def _table(results: Sequence[Result], seconds: float) -> None:
+def _table(results: Sequence[Result], seconds: float, *, side_by_side: bool) -> None:
     table = Table("stage", "result", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("time", justify="right")
     table.add_column("note")
@@ -370,6 +371,6 @@ def _table(results: Sequence[Result], seconds: float) -> None:
         table.add_row(
             result.name, "passed" if result.passed else "FAILED", clock(result.seconds), result.note
         )
-    table.add_row("total", "", clock(seconds), "side by side" if len(results) > 2 else "")
+    table.add_row("total", "", clock(seconds), "side by side" if side_by_side else "")
     width = None if sys.stdout.isatty() else report.PIPE_WIDTH
     Console(file=sys.stdout, width=width, highlight=False).print(table)
