@@ -31,6 +31,7 @@ from kestrel_stack.consumer.log import Log, Sink
 from kestrel_stack.consumer.registry import Context, Job, Registry
 from kestrel_stack.consumer.retry import Park, Retry, next_delay
 from kestrel_stack.queue.envelope import clean_text
+from kestrel_stack.queue.spinning import Spinner
 
 MAX_STACK = 16 * 1024
 MAX_MESSAGE = 4 * 1024
@@ -49,6 +50,7 @@ class Pipe:
         self._socket = socket.socket(fileno=descriptor)
         self._decoder = frames.Decoder()
         self._waiting: list[tuple[dict[str, Any], bytes]] = []
+        self._spinner = Spinner()
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._let_go)
 
@@ -66,11 +68,20 @@ class Pipe:
     def receive(self) -> tuple[dict[str, Any], bytes] | None:
         """Return the parent's next message, or None when it has gone."""
         while not self._waiting:
-            data = self._socket.recv(frames.CHUNK)
+            data = self._spinner.look(self._received)
+            if data is None:
+                data = self._socket.recv(frames.CHUNK)
+            self._spinner.note()
             if not data:
                 return None
             self._waiting += self._decoder.feed(data)
         return self._waiting.pop(0)
+
+    def _received(self) -> bytes | None:
+        try:
+            return self._socket.recv(frames.CHUNK, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
 
     def log(self, job: Mapping[str, object], level: str, event: str, fields: dict[str, object]) -> None:
         """Pass a line of `job` to the parent; a forked copy, which has no pipe, prints it."""

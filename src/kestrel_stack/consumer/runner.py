@@ -18,6 +18,7 @@ from kestrel_stack.consumer import frames
 from kestrel_stack.consumer.log import LEVELS, OWN_KEYS, KeptBack, Log
 from kestrel_stack.consumer.output import Output
 from kestrel_stack.consumer.signals import Signals
+from kestrel_stack.queue.spinning import Spinner
 
 START_TIMEOUT = 60.0
 """Seconds for importing the application."""
@@ -85,6 +86,7 @@ class Runner:
         self._broken: str | None = None
         self._number = 0
         self._poller = select.poll()
+        self._spinner = Spinner()
         self._polled: tuple[int | None, int | None] | None = None
         self.jobs: list[str] = []
         self.kept = KeptBack()
@@ -283,7 +285,11 @@ class Runner:
             for descriptor in (self._signals.fileno(), *self._output.filenos(), *wanted):
                 if descriptor is not None:
                     self._poller.register(descriptor, select.POLLIN)
-        ready = {descriptor for descriptor, _ in self._poller.poll(max(1, round(seconds * 1000)))}
+        found = self._spinner.look(self._look)
+        if not found:
+            found = self._poller.poll(max(1, round(seconds * 1000)))
+        self._spinner.note()
+        ready = {descriptor for descriptor, _ in found}
         if not ready.isdisjoint(self._output.filenos()):
             self._output.drain()
         if watched in ready:
@@ -292,6 +298,9 @@ class Runner:
             self._signals.clear()
             return True
         return False
+
+    def _look(self) -> list[tuple[int, int]]:
+        return self._poller.poll(0)
 
     def _read_messages(self) -> None:
         while self._socket is not None and self._broken is None and not self._inbox:

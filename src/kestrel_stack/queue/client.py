@@ -19,6 +19,7 @@ import time
 from kestrel_stack.queue import names
 from kestrel_stack.queue.errors import ProtocolError, QueueFull, ReservationLost, ServerUnavailable
 from kestrel_stack.queue.servers import Server
+from kestrel_stack.queue.spinning import Spinner
 
 CONNECT_TIMEOUT = 2.0
 """Seconds until a connection must stand."""
@@ -28,7 +29,7 @@ MAX_ITEM_BYTES = 256 * 1024 * 1024
 """An answer that announces more than this is taken for nonsense, before memory is taken for it."""
 
 _MAX_LINE = 64 * 1024
-_CHUNK = 256 * 1024
+_CHUNK = 64 * 1024
 
 
 class KestrelClient:
@@ -45,6 +46,7 @@ class KestrelClient:
         self._read_timeout = read_timeout
         self._socket: socket.socket | None = None
         self._poller = select.poll()
+        self._spinner = Spinner()
         self._buffer = bytearray()
         self._deadline = math.inf
         self.connection = 0
@@ -253,12 +255,17 @@ class KestrelClient:
             if self._socket is None:
                 raise ConnectionResetError("the connection was dropped")
             self._socket.settimeout(self._left())
+            self._spinner.look(self._look)
             received = self._socket.recv(_CHUNK)
+            self._spinner.note()
             if not received:
                 raise ConnectionResetError("the server closed the connection")
         except BaseException as exc:
             self._fail(exc)
         self._buffer += received
+
+    def _look(self) -> list[tuple[int, int]]:
+        return self._poller.poll(0)
 
     def _left(self) -> float:
         left = self._deadline - time.monotonic()
