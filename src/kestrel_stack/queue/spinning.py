@@ -1,8 +1,8 @@
 """Waiting for an answer that comes at once, without going to sleep for it.
 
-A job without much to do is handed over four times: queue server, worker, child, worker. Each time somebody is
-put to sleep and woken, which takes longer than the work itself: a worker did 3,000 no-op jobs a second without
-this and 5,300 with it (bench/jobs.py on 4 virtual processors).
+A job without much to do is handed over four times: queue server, worker, child, worker. Each time somebody
+is put to sleep and woken, which takes longer than the work itself: a worker did 3,000 no-op jobs a second
+without this and 5,000 with it (bench/jobs.py on 4 virtual processors).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Found = TypeVar("Found")
 SPIN = 0.0003
 """Seconds of looking again and again before sleeping."""
 QUICK = 0.001
-"""Seconds: after an answer that took less, spin for the next. More than SPIN, as being woken takes its time."""
+"""Seconds: after an answer that took less, spin for the next. Being woken takes its time, too."""
 
 
 class Spinner:
