@@ -12,7 +12,7 @@ import hashlib
 import io
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kestrel_stack import __version__
@@ -63,15 +63,21 @@ def keep(folder: Path, name: str, content: bytes) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the bundle and print its path; 1 with one line if the folder cannot be written."""
-    parser = argparse.ArgumentParser(
-        prog="kestrel_stack.broker.bundle", description="Pack the broker into one file."
-    )
+    return command("kestrel_stack.broker.bundle", "Pack the broker into one file.", write, arguments)
+
+
+def command(
+    program: str, about: str, write_into: Callable[[Path], Path], arguments: list[str] | None = None
+) -> int:
+    """Be the command line of a program that writes one zipapp into a folder; return its exit status."""
+    parser = argparse.ArgumentParser(prog=program, description=about)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write it to")
     options = parser.parse_args(arguments)
     try:
-        path = write(options.output)
+        path = write_into(options.output)
     except OSError as error:
-        sys.stderr.write(f"bundle: cannot write to {options.output}: {error.strerror}\n")
+        said = f"cannot write to {options.output}: {error.strerror}"
+        sys.stderr.write(f"{program.rpartition('.')[2]}: {said}\n")
         return 1
     sys.stdout.write(f"{path.absolute()}\n")
     return 0

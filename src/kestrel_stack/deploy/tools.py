@@ -7,7 +7,6 @@ whether or not there is a release yet: ``python3 FILE.pyz`` is the jobs CLI, wit
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -26,20 +25,15 @@ def build() -> bytes:
     )
 
 
+def write(folder: Path) -> Path:
+    """Write the zipapp into ``folder``, which is made if need be, and return its path."""
+    return bundle.keep(folder, "kestrel-stack-jobs", build())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Write the bundle and print its path; 1 with one line if the folder cannot be written."""
-    parser = argparse.ArgumentParser(
-        prog="kestrel_stack.deploy.tools", description="Pack the programs of an application's hosts."
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write it to")
-    options = parser.parse_args(arguments)
-    try:
-        path = bundle.keep(options.output, "kestrel-stack-jobs", build())
-    except OSError as error:
-        sys.stderr.write(f"tools: cannot write to {options.output}: {error.strerror}\n")
-        return 1
-    sys.stdout.write(f"{path.absolute()}\n")
-    return 0
+    about = "Pack the programs of an application's hosts."
+    return bundle.command("kestrel_stack.deploy.tools", about, write, arguments)
 
 
 if __name__ == "__main__":

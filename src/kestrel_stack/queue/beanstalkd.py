@@ -282,18 +282,8 @@ class BeanstalkdStore(Queue):
             self._connection.drop()
 
     def _put(
-        self,
-        queue: QueueSettings,
-        body: bytes,
-        timeout: float,
-        delay: int | None = None,
-        parked: bool = False,
+        self, queue: QueueSettings, name: str, body: bytes, timeout: float, delay: int | None = None
     ) -> None:
-        name = self.name(queue.name)
-        if parked:
-            name = names.errors(name)
-        elif delay is not None:
-            name = names.retry(name, delay)
         try:
             with self._locked(timeout) as connection:
                 # Connecting, using the tube, and putting: each has its part of the time.

@@ -176,11 +176,12 @@ class Queue(ABC):
         described = self.described(queue)
         if delay is not None:
             check_delay(described, delay)
-        self._put(described, body, timeout, delay)
+        name = self.name(queue)
+        self._put(described, name if delay is None else names.retry(name, delay), body, timeout, delay)
 
     def park(self, queue: str, record: bytes, timeout: float = TIMEOUT) -> None:
         """Put `record` on the error queue of `queue`. Raises as `put` does."""
-        self._put(self.described(queue), record, timeout, parked=True)
+        self._put(self.described(queue), names.errors(self.name(queue)), record, timeout)
 
     def name(self, queue: str) -> str:
         """Return the server's name of `queue`; raise `InvalidQueueName` as `described` does."""
@@ -214,14 +215,9 @@ class Queue(ABC):
 
     @abstractmethod
     def _put(
-        self,
-        queue: QueueSettings,
-        body: bytes,
-        timeout: float,
-        delay: int | None = None,
-        parked: bool = False,
+        self, queue: QueueSettings, name: str, body: bytes, timeout: float, delay: int | None = None
     ) -> None:
-        """Put `body` on `queue`, its delay queue or its error queue; everything was checked."""
+        """Put `body` on the server's queue `name`, which belongs to `queue`; everything was checked."""
 
     def __enter__(self) -> Queue:
         return self

@@ -241,18 +241,8 @@ class KestrelStore(Queue):
             self._drop_all()
 
     def _put(
-        self,
-        queue: QueueSettings,
-        body: bytes,
-        timeout: float,
-        delay: int | None = None,
-        parked: bool = False,
+        self, queue: QueueSettings, name: str, body: bytes, timeout: float, delay: int | None = None
     ) -> None:
-        name = self.name(queue.name)
-        if parked:
-            name = names.errors(name)
-        elif delay is not None:
-            name = names.retry(name, delay)
         # Each server is tried once, in random order, so that producers spread over the servers.
         servers = random.sample(self.servers, len(self.servers))
         deadline = time.monotonic() + timeout

@@ -180,22 +180,15 @@ class MemoryStore(Queue):
             return items[0] if items else None
 
     def _put(
-        self,
-        queue: QueueSettings,
-        body: bytes,
-        timeout: float,
-        delay: int | None = None,
-        parked: bool = False,
+        self, queue: QueueSettings, name: str, body: bytes, timeout: float, delay: int | None = None
     ) -> None:
-        name = self.name(queue.name)
-        memory = self._memory
+        own, memory = self.name(queue.name), self._memory
         with memory.changed:
-            if parked:
-                memory.items[names.errors(name)].append(body)
-            elif delay is not None:
-                memory.delay(name, body, delay)
+            if delay is not None:
+                memory.delay(own, body, delay)
             else:
-                if queue.max_items is not None and len(memory.items[name]) >= queue.max_items:
+                full = queue.max_items is not None and len(memory.items[name]) >= queue.max_items
+                if full and name == own:
                     raise QueueFull(f"Not enqueued: {name} has {queue.max_items} items already.")
                 memory.items[name].append(body)
             memory.changed.notify_all()

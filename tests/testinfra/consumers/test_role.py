@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from support import role_parts
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 INVENTORY = CHECKOUT / "molecule/consumers/inventory"
@@ -453,29 +453,11 @@ def play(tmp_path):
     """Run the roles' parts with this change to one queue; return the names of the tasks that changed."""
 
     def run(**change):
-        said = yaml.safe_load((INVENTORY / "group_vars/all.yml").read_text())["kestrel_stack_queues"]
-        queues = [{**queue, **(change if queue["name"] == "archive" else {})} for queue in said]
-        (tmp_path / "play.yml").write_text(json.dumps(PLAY))
-        done = subprocess.run(
-            [
-                Path(sys.executable).parent / "ansible-playbook",
-                *("-i", os.environ.get("KESTREL_STACK_INVENTORY", str(INVENTORY))),
-                *("-e", json.dumps({"kestrel_stack_queues": queues}), tmp_path / "play.yml"),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=CHECKOUT,
-            env={
-                **os.environ,
-                "ANSIBLE_ROLES_PATH": str(CHECKOUT / "ansible/roles"),
-                "ANSIBLE_FILTER_PLUGINS": str(CHECKOUT / "ansible/roles/common/filter_plugins"),
-                # molecule forces colours, which wins over NOCOLOR.
-                "ANSIBLE_FORCE_COLOR": "0",
-            },
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(rf"^{HOST} .* failed=0", done.stdout, re.MULTILINE)
+        now = yaml.safe_load((INVENTORY / "group_vars/all.yml").read_text())["kestrel_stack_queues"]
+        queues = [{**queue, **(change if queue["name"] == "archive" else {})} for queue in now]
+        inventory = os.environ.get("KESTREL_STACK_INVENTORY", str(INVENTORY))
+        said = role_parts.run(tmp_path, PLAY, inventory, {"kestrel_stack_queues": queues})
+        assert re.search(rf"^{HOST} .* failed=0", said, re.MULTILINE)
 
     return run
 

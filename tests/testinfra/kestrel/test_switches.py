@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parents[3]
+from support import role_parts
+
 PLAY = [
     {
         "name": "Run the parts that can be switched off",
@@ -48,29 +45,10 @@ def play(tmp_path):
     """Run the parts with these variables; return how many tasks changed something, and the output."""
 
     def run(variables):
-        (tmp_path / "play.yml").write_text(json.dumps(PLAY))
-        done = subprocess.run(
-            [
-                Path(sys.executable).parent / "ansible-playbook",
-                *("-i", os.environ["KESTREL_STACK_INVENTORY"], "-e", json.dumps(variables)),
-                tmp_path / "play.yml",
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=CHECKOUT,
-            env={
-                **os.environ,
-                "ANSIBLE_ROLES_PATH": str(CHECKOUT / "ansible/roles"),
-                "ANSIBLE_FILTER_PLUGINS": str(CHECKOUT / "ansible/roles/common/filter_plugins"),
-                # molecule forces colours, which wins over NOCOLOR.
-                "ANSIBLE_FORCE_COLOR": "0",
-            },
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        recap = re.search(r"^queue2 .* changed=(\d+)", done.stdout, re.MULTILINE)
+        said = role_parts.run(tmp_path, PLAY, os.environ["KESTREL_STACK_INVENTORY"], variables)
+        recap = re.search(r"^queue2 .* changed=(\d+)", said, re.MULTILINE)
         assert recap
-        return int(recap.group(1)), done.stdout
+        return int(recap.group(1)), said
 
     return run
 

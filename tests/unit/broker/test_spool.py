@@ -12,19 +12,6 @@ from kestrel_stack.broker.protocol import HangUp
 from kestrel_stack.broker.spool import Spool
 
 
-class Clock:
-    def __init__(self):
-        self.now = 1_700_000_000_000
-
-    def __call__(self) -> int:
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def spool_of(tmp_path, clock):
     """Make a loaded spool of the test's folder; the one before is closed."""
