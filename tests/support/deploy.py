@@ -7,12 +7,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FAB = Path(sys.executable).with_name("fab")
+
+# Two releases, the older one first.
+OLD = "20260101T000000Z-aaaaaaaa"
+NEW = "20260102T000000Z-bbbbbbbb"
 
 JOBS = """
 from pathlib import Path
@@ -100,6 +105,14 @@ def make_wheel(folder: Path, name: str, version: str = "1.0", *, requires: tuple
         for inner, text in files.items():
             wheel.writestr(zipfile.ZipInfo(inner), text)
     return path
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
 
 
 def fab(*words: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess[str]:

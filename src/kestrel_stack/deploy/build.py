@@ -25,9 +25,10 @@ from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from .description import RESERVED, ROOT, AppSpec, parse_app_spec
+from .appspec import RESERVED, AppSpec, parse_app_spec
+from .description import ROOT
 from .errors import DeployError, Failed, Refused
-from .plan import Target
+from .hoststate import Target
 
 CACHE = ROOT / ".build"
 STACK_SOURCES = ("src/kestrel_stack", "pyproject.toml", "README.md", "LICENSE")

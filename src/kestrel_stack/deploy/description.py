@@ -1,4 +1,4 @@
-"""Layer one: what people wrote, read and checked: the inventory, and the application's deploy.yml.
+"""Layer one: what people wrote, read and checked: the inventory.
 
 What the deploy reads of an inventory is plain data: ``ansible-inventory --list`` prints Jinja raw, so that a
 value with ``{{`` in it would be taken by its letters. Such a value is refused by name.
@@ -6,7 +6,6 @@ value with ``{{`` in it would be taken by its letters. Such a value is refused b
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import json
 import re
@@ -14,10 +13,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-
-import yaml
 
 from .errors import Refused
 
@@ -29,9 +26,6 @@ NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
 LANGUAGES = ("python", "php")
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
-
-RESERVED = ("venv", "release.json", ".verified", "kestrel-stack")
-"""Names at the top of a release that the deploy writes itself."""
 
 _READ = ("kestrel_stack_app", "kestrel_stack_namespace", "kestrel_stack_environment", "kestrel_stack_queues")
 _READ_PER_HOST = ("ansible_host", "ansible_port", "kestrel_stack_address", "deploy_user", "deploy_ssh_config")
@@ -77,18 +71,6 @@ class Environment:
     def root(self) -> str:
         """The application's folder on every host."""
         return f"/srv/{self.app}"
-
-
-@dataclass(frozen=True)
-class AppSpec:
-    """What the application's deploy.yml says."""
-
-    requirements: str | None = None
-    """Path of the hashed lock inside the application; None: nothing but the stack's own package."""
-    shared_files: tuple[str, ...] = ()
-    shared_directories: tuple[str, ...] = ()
-    keep: int = 5
-    """How many releases stay on a host."""
 
 
 @dataclass(frozen=True)
@@ -335,89 +317,6 @@ def _limited(inventory: _Inventory, names: tuple[str, ...], limit: str | None) -
     if not wanted:
         raise Refused(f"--limit is empty; there are {_listed(names)}")
     return tuple(name for name in names if name in wanted)
-
-
-# --- the application ---------------------------------------------------------------------------------
-
-_SPEC_KEYS = {
-    "": ("python", "shared", "keep"),
-    "python": ("requirements",),
-    "shared": ("files", "directories"),
-}
-
-
-def parse_app_spec(text: str, where: str = "deploy.yml") -> AppSpec:
-    """Read the text of a deploy.yml. Raises Refused naming the key and, when misspelt, the nearest known."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise Refused(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise Refused(f"{where}: must be a mapping with the keys {_listed(_SPEC_KEYS[''])}")
-    _refuse_unknown(data, "", where)
-    for key in ("python", "shared"):
-        if data.get(key) is None:
-            data[key] = {}
-        if not isinstance(data[key], dict):
-            raise Refused(f"{where}: {key} must be a mapping with the keys {_listed(_SPEC_KEYS[key])}")
-        _refuse_unknown(data[key], key, where)
-    requirements = data["python"].get("requirements")
-    if requirements is not None:
-        requirements = _inner_path(requirements, "python.requirements", where)
-    shared = {}
-    for key in ("files", "directories"):
-        value = data["shared"].get(key) or []
-        if not isinstance(value, list):
-            raise Refused(f"{where}: shared.{key} must be a list of paths")
-        shared[key] = tuple(_inner_path(item, f"shared.{key}", where) for item in value)
-    _refuse_overlap([*shared["files"], *shared["directories"]], where)
-    keep = data.get("keep", 5)
-    if isinstance(keep, bool) or not isinstance(keep, int) or not 2 <= keep <= 100:
-        raise Refused(
-            f"{where}: keep is {keep!r}; it must be a whole number from 2 (a rollback needs one) to 100"
-        )
-    return AppSpec(requirements, shared["files"], shared["directories"], keep)
-
-
-def _refuse_unknown(data: Mapping[Any, Any], level: str, where: str) -> None:
-    known = _SPEC_KEYS[level]
-    for key in data:
-        if key not in known:
-            name = f"{level}.{key}" if level else str(key)
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {_listed(known)}"
-            raise Refused(f"{where}: unknown key {name}: {hint}")
-
-
-def _inner_path(value: Any, key: str, where: str) -> str:
-    """Return a relative path that stays inside the application and is safe to link and to list."""
-    path = PurePosixPath(value) if isinstance(value, str) else None
-    if (
-        path is None
-        or not path.parts
-        or path.is_absolute()
-        or ".." in path.parts
-        or path.parts[0] in RESERVED
-        or any(ord(c) < 32 for c in value)
-    ):
-        raise Refused(
-            f"{where}: {key}: {value!r} is not a path inside the application"
-            f" (relative, without '..', and none of the names that the deploy writes: {_listed(RESERVED)})"
-        )
-    return str(path)
-
-
-def _refuse_overlap(paths: list[str], where: str) -> None:
-    """Refuse a shared path inside another one: it would be written through the link, for all releases."""
-    for index, one in enumerate(paths):
-        for other in paths[index + 1 :]:
-            short, long = sorted((PurePosixPath(one), PurePosixPath(other)), key=lambda p: len(p.parts))
-            if long.parts[: len(short.parts)] == short.parts:
-                raise Refused(f"{where}: shared: {long} is inside {short}, which is shared already")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .errors import Refused
+from .hoststate import RELEASE_NAME, Group, HostState
 
 PYTHON_SUPPORTED = ((3, 11), (3, 13))
 """Oldest and newest Python of a host: those of Debian 12 and 13."""
@@ -20,193 +19,6 @@ MIN_UPTIME = 7
 Supervisor says RUNNING after startsecs (2), but a consumer whose application does not import stays until
 it is 5 seconds old, so that supervisor takes its exit 78 for final.
 """
-
-_RELEASE = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}\Z")
-_VENV = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}\Z")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What decides which wheels fit a host."""
-
-    python: str
-    """Major and minor version, such as ``3.11``."""
-    arch: str
-    glibc: str
-
-    def __str__(self) -> str:
-        return f"Python {self.python}, {self.arch}, glibc {self.glibc}"
-
-
-@dataclass(frozen=True)
-class Process:
-    """One worker process as the helper on the host reports it."""
-
-    name: str
-    state: str
-    pid: int | None
-    uptime: int
-    """Seconds."""
-    release: str | None
-
-
-@dataclass(frozen=True)
-class Group:
-    """The worker processes of one queue on one host; ``error`` when the helper could not say."""
-
-    name: str
-    processes: tuple[Process, ...] = ()
-    error: str | None = None
-
-    @property
-    def running(self) -> int:
-        """How many processes run a release; without one only the start wrapper runs, for some seconds."""
-        return sum(process.state == "RUNNING" and process.release is not None for process in self.processes)
-
-
-@dataclass(frozen=True)
-class Release:
-    """A release on a host, as its release.json tells."""
-
-    name: str
-    verified: bool
-    """All workers of the host once ran from it."""
-    rev: str = ""
-    ref: str = ""
-    venv: str = ""
-    created_at: str = ""
-    by: str = ""
-    archive: str = ""
-    """sha256 of the application's archive it was made from."""
-
-
-@dataclass(frozen=True)
-class HostState:
-    """What one host reported in one round trip."""
-
-    host: str
-    facts: Mapping[str, str] = field(default_factory=dict)
-    releases: tuple[Release, ...] = ()
-    venvs: tuple[str, ...] = ()
-    groups: tuple[Group, ...] = ()
-    lock: Mapping[str, Any] | None = None
-    missing_shared: tuple[str, ...] = ()
-
-    @property
-    def current(self) -> str:
-        """Name of the release that ``current`` points to; empty when there is none."""
-        return self.facts.get("current", "")
-
-    @property
-    def current_release(self) -> Release | None:
-        """The release that ``current`` points to, when it is there."""
-        return self.release(self.current)
-
-    @property
-    def target(self) -> Target:
-        """Which wheels fit."""
-        python = ".".join(self.facts["python"].split(".")[:2])
-        return Target(python, self.facts["arch"], self.facts["glibc"])
-
-    def release(self, name: str) -> Release | None:
-        """Return the release of this name, or None."""
-        return next((release for release in self.releases if release.name == name), None)
-
-
-# --- reading what a host said ------------------------------------------------------------------------
-
-
-def events(lines: Iterable[str]) -> Iterable[list[str]]:
-    """Split the lines of a script that begin with ``@`` into words; a JSON object stays one word."""
-    for line in lines:
-        if line.startswith("@ "):
-            head, brace, tail = line[2:].partition("{")
-            yield [*head.split(), *([brace + tail.strip()] if brace else [])]
-
-
-def parse_inspection(host: str, lines: Sequence[str]) -> HostState:
-    """Turn the output of the inspect script into a HostState. What is garbled counts as absent."""
-    facts: dict[str, str] = {}
-    releases: list[Release] = []
-    venvs: list[str] = []
-    missing: list[str] = []
-    lock: Mapping[str, Any] | None = None
-    for line, words in zip((x for x in lines if x.startswith("@ ")), events(lines), strict=True):
-        match words:
-            case ["fact", key, value]:
-                facts[key] = value
-            case ["venv", name] if _VENV.match(name):
-                venvs.append(name)
-            case ["release", name, flags, *rest] if _RELEASE.match(name):
-                about = _json_object(rest[0] if rest else "")
-                known = {
-                    key: str(about.get(key) or "")
-                    for key in ("rev", "ref", "venv", "created_at", "by", "archive")
-                }
-                releases.append(Release(name, flags == "verified", **known))
-            case ["lock", *rest]:
-                lock = read_lock(rest[0] if rest else "")
-            case ["missing", *_]:
-                missing.append(line.removeprefix("@ missing "))
-    return HostState(
-        host,
-        facts,
-        tuple(sorted(releases, key=lambda release: release.name)),
-        tuple(sorted(venvs)),
-        parse_groups(lines),
-        lock,
-        tuple(missing),
-    )
-
-
-def parse_groups(lines: Sequence[str]) -> tuple[Group, ...]:
-    """Read the lines ``@ workers GROUP CODE JSON-or-complaint``."""
-    groups = []
-    for line in lines:
-        if not line.startswith("@ workers "):
-            continue
-        _, _, name, code, *rest = line.split(" ", 4)
-        said = rest[0].strip() if rest else ""
-        data = _json_object(said)
-        if code == "0" and isinstance(data.get("processes"), list):
-            groups.append(Group(name, tuple(_process(item) for item in data["processes"])))
-        else:
-            groups.append(Group(name, error=said or f"the helper ended with exit code {code}"))
-    return tuple(groups)
-
-
-def _process(item: Mapping[str, Any]) -> Process:
-    return Process(
-        str(item.get("name")),
-        str(item.get("state")),
-        item.get("pid"),
-        int(item.get("uptime") or 0),
-        item.get("release"),
-    )
-
-
-def read_lock(text: str) -> Mapping[str, Any]:
-    """Read a lock's content; one that is unreadable is still a lock."""
-    return _json_object(text) or {"owner": "somebody unknown", "content": text.strip()}
-
-
-def describe_lock(lock: Mapping[str, Any]) -> str:
-    """Say who holds a lock: owner, machine, process, since when."""
-    owner = lock.get("owner", "somebody unknown")
-    words = f"{owner}@{lock['controller']}" if lock.get("controller") else str(owner)
-    if lock.get("pid"):
-        words += f" (pid {lock['pid']})"
-    if lock.get("time"):
-        words += f" since {lock['time']}"
-    return words
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError:
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 # --- may it go on? -----------------------------------------------------------------------------------
@@ -270,7 +82,7 @@ def disk_needed_kb(archive_files: int, archive_bytes: int, wheels: int | None) -
 
 def release_name(now: datetime, rev: str, taken: Iterable[str]) -> str:
     """Name a release by UTC time and revision, later than all that are there, so that names sort by age."""
-    latest = max((name for name in taken if _RELEASE.match(name)), default="")
+    latest = max((name for name in taken if RELEASE_NAME.match(name)), default="")
     moment = now.astimezone(UTC)
     if latest:
         newest = datetime.strptime(latest.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .plan import HostState, describe_lock, judge
+from .hoststate import HostState, describe_lock
+from .plan import judge
 
 
 class Report:

@@ -9,10 +9,10 @@ import time
 import traceback
 from typing import Any
 
-from . import build, plan, scripts
+from . import build, hoststate, plan, scripts
 from .description import Host
 from .errors import CHANGED, FAILED, Cancelled, DeployError, HostError
-from .plan import HostState
+from .hoststate import HostState
 from .report import Report, count
 from .session import Session, timestamp, uninterrupted, who
 
@@ -167,7 +167,7 @@ class Rollout:
 
         def hear(line: str) -> None:
             lines.append(line)
-            for words in plan.events([line]):
+            for words in hoststate.events([line]):
                 text = _SWITCH_TEXTS.get(words[0])
                 if text:
                     self.out.step(f"{text} {' '.join(words[1:])}", host.name)
@@ -183,7 +183,7 @@ class Rollout:
                 stop_patience=2 * limit,
             )
         finally:
-            said = [words[1] for words in plan.events(lines) if words[0] == "stand"]
+            said = [words[1] for words in hoststate.events(lines) if words[0] == "stand"]
             if said:
                 place = {"before": BEFORE, "after": AFTER, "broken": BROKEN}[said[-1]]
                 if going_back and place == AFTER:
@@ -198,7 +198,7 @@ class Rollout:
         limit = 30 + 2 * sum(queue.processes for queue in host.queues)
         down_since: float | None = None
         while groups:
-            found = plan.parse_groups(self.session.run(host, script, "verify", timeout=60).lines)
+            found = hoststate.parse_groups(self.session.run(host, script, "verify", timeout=60).lines)
             verdict = plan.judge(found, release)
             if verdict.ok:
                 break

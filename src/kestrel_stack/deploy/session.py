@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from . import plan, scripts
+from . import hoststate, plan, scripts
 from .description import Environment, Host
 from .errors import Cancelled, DeployError, Failed, HostError, Locked, Refused
-from .plan import HostState
+from .hoststate import HostState
 from .report import Report
 from .ssh import Remote, Result, on_all
 
@@ -78,7 +78,7 @@ class Session:
         groups = [queue.group for queue in host.queues]
         script = scripts.inspect(self.root, groups, shared_files, settle=settle)
         result = self.run(host, script, "plan", timeout=60 + settle, **kwargs)
-        return plan.parse_inspection(host.name, result.lines)
+        return hoststate.parse_inspection(host.name, result.lines)
 
     def inspect(self, shared_files: Sequence[str] = ()) -> None:
         """Ask every host how it stands."""
@@ -116,10 +116,10 @@ class Session:
         def take(host: Host) -> None:
             # Noted before it is tried: a connection that breaks meanwhile may leave a lock behind.
             self.locked.append(host)
-            for words in plan.events(self.run(host, script, "lock").lines):
+            for words in hoststate.events(self.run(host, script, "lock").lines):
                 if words[:2] == ["lock", "held"]:
                     self.locked.remove(host)
-                    holder = plan.describe_lock(plan.read_lock(words[2] if len(words) > 2 else ""))
+                    holder = hoststate.describe_lock(hoststate.read_lock(words[2] if len(words) > 2 else ""))
                     raise Locked(
                         f"{host.name} is locked by {holder}; wait for it, or, when it is dead, run"
                         f" fab unlock --env {self.environment.name}"

@@ -15,7 +15,7 @@ import pytest
 
 from kestrel_stack.deploy import build
 from kestrel_stack.deploy.errors import FAILED, REFUSED, DeployError, Refused
-from kestrel_stack.deploy.plan import Target
+from kestrel_stack.deploy.hoststate import Target
 from support.deploy import ROOT, GitApp, git, make_wheel
 
 BOOKWORM = Target("3.11", "x86_64", "2.36")

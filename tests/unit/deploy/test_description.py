@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from kestrel_stack.deploy import description
-from kestrel_stack.deploy.description import parse_app_spec, parse_environment
+from kestrel_stack.deploy.appspec import parse_app_spec
+from kestrel_stack.deploy.description import parse_environment
 from kestrel_stack.deploy.errors import REFUSED, Refused
 from support.deploy import ROOT
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kestrel_stack.deploy import plan
+from kestrel_stack.deploy import hoststate, plan
 from kestrel_stack.deploy.errors import Refused
-from kestrel_stack.deploy.plan import Group, HostState, Process, Release
+from kestrel_stack.deploy.hoststate import Group, HostState, Process, Release
 
 R1, R2, R3, R4 = (f"2026010{n}T000000Z-aaaaaaa{n}" for n in range(1, 5))
 FACTS = {
@@ -66,7 +66,7 @@ def test_what_a_host_says_is_read_and_what_is_garbled_is_ignored():
         "@ workers shop_x 2 no group shop_x",
         "@ workers",
     ]
-    found = plan.parse_inspection("h", lines)
+    found = hoststate.parse_inspection("h", lines)
     assert str(found.target) == "Python 3.11, x86_64, glibc 2.36"
     assert found.current_release == Release(R1, True, rev="abc", venv="v")
     assert found.release(R2) == Release(R2, False)
@@ -79,13 +79,13 @@ def test_what_a_host_says_is_read_and_what_is_garbled_is_ignored():
 
 
 def test_a_lock_that_cannot_be_read_is_still_a_lock():
-    found = plan.parse_inspection("h", ["@ lock half {"])
-    assert "somebody unknown" in plan.describe_lock(found.lock)
+    found = hoststate.parse_inspection("h", ["@ lock half {"])
+    assert "somebody unknown" in hoststate.describe_lock(found.lock)
 
 
 def test_the_holder_of_a_lock_is_described():
     lock = {"owner": "ann", "controller": "desk", "pid": 7, "time": "2026-01-01T00:00:00+00:00"}
-    assert plan.describe_lock(lock) == "ann@desk (pid 7) since 2026-01-01T00:00:00+00:00"
+    assert hoststate.describe_lock(lock) == "ann@desk (pid 7) since 2026-01-01T00:00:00+00:00"
 
 
 # --- may it go on? ---------------------------------------------------------------------------------------

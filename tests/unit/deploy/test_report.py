@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from kestrel_stack.deploy.plan import Group, HostState, Process
+from kestrel_stack.deploy.hoststate import Group, HostState, Process
 from kestrel_stack.deploy.report import workers_text
 
 NEW, OLD = "20261121T011500Z-1a2b3c4d", "20261120T011500Z-9f8e7d6c"

@@ -7,7 +7,7 @@ import pytest
 
 from kestrel_stack.deploy.description import Host
 from kestrel_stack.deploy.errors import FAILED, DeployError
-from kestrel_stack.deploy.plan import HostState
+from kestrel_stack.deploy.hoststate import HostState
 from kestrel_stack.deploy.report import Report
 from kestrel_stack.deploy.rollout import AFTER, BEFORE, Rollout
 

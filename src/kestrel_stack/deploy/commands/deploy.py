@@ -1,4 +1,4 @@
-"""The commands themselves, as `fabfile.py` calls them. Each returns an exit code or raises DeployError.
+"""`fab deploy`.
 
 The way of a deploy: plan (one round trip per host), lock, build once, send what a host lacks, prepare beside
 the running release, then switch host by host (see ``rollout``). Until the first switch nothing has
@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from . import build, description, plan, report, scripts
-from .description import Host
-from .errors import DONE, Cancelled, DeployError, Refused
-from .plan import HostState
-from .report import Report, count, size
-from .rollout import Rollout
-from .session import Session, interruptible, timestamp, who
-from .ssh import on_all
+from .. import build, description, hoststate, plan, scripts
+from ..description import Host
+from ..errors import DONE, Cancelled, Refused
+from ..hoststate import HostState
+from ..report import Report, count, size
+from ..rollout import Rollout
+from ..session import Session, interruptible, timestamp, who
+from .look import show_plan
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,6 @@ class Ask:
     allow_dirty: bool = False
 
 
-# --- deploy ------------------------------------------------------------------------------------------
-
-
 def deploy(ask: Ask, out: Report) -> int:
     """Roll an application out. Returns the exit code; raises DeployError."""
     environment = description.load_environment(ask.env, ask.limit)
@@ -49,7 +46,7 @@ def deploy(ask: Ask, out: Report) -> int:
         )
         session.inspect(source.spec.shared_files)
         session.require_fit()
-        _show_plan(session)
+        show_plan(session)
         if ask.dry_run:
             return _dry_run(session, source, lock, where, ask, out)
         rollout = Rollout(session, out, "deploy")
@@ -80,7 +77,7 @@ def _build(
     """Build once: the archive, the stack's own wheel, and per kind of host the wheels of the lock."""
     archive = build.build_archive(source)
     stack_wheel = build.build_stack_wheel(source)
-    per_target: dict[plan.Target, build.Wheels] = {}
+    per_target: dict[hoststate.Target, build.Wheels] = {}
     wheels = {}
     for host in session.hosts:
         target = session.states[host.name].target
@@ -132,7 +129,7 @@ def _dry_run(
     _require_disk(session, archive, wheels)
     for name, state in session.states.items():
         if state.lock:
-            out.bad(f"is locked by {plan.describe_lock(state.lock)}", name)
+            out.bad(f"is locked by {hoststate.describe_lock(state.lock)}", name)
     if not ask.force and _up_to_date(session, source, archive, wheels):
         out.good(f"Nothing would be done: every host runs {source.rev[:8]} with all its workers")
         return DONE
@@ -201,156 +198,10 @@ def _prepare(
         )
         result = session.run(host, script, "prepare", timeout=900)
         built = False
-        for words in plan.events(result.lines):
+        for words in hoststate.events(result.lines):
             built = built or words == ["venv", "built"]
             if words[0] == "warning":
                 out.bad(" ".join(words[1:]), host.name)
         out.step(f"prepared {name}" + (", new venv" if built else ""), host.name)
 
     session.everywhere(session.hosts, prepare)
-
-
-# --- rollback ----------------------------------------------------------------------------------------
-
-
-def rollback(env: str, to: str | None, limit: str | None, dry_run: bool, out: Report) -> int:
-    """Go back to an earlier release, in the same careful way. Returns the exit code; raises DeployError."""
-    environment = description.load_environment(env, limit)
-    with Session(environment, out) as session, interruptible():
-        out.step(
-            f"Plan: rollback of {environment.app} on {count(len(session.hosts), 'host')} of"
-            f" {environment.name}"
-        )
-        session.inspect()
-        session.require_fit()
-        target = plan.rollback_target(list(session.states.values()), to)
-        _show_plan(session)
-        out.step(f"Back to {target}")
-        if dry_run:
-            out.good("Dry run: nothing was changed")
-            return DONE
-        rollout = Rollout(session, out, "rollback")
-        with rollout:
-            session.lock("rollback")
-            plan.rollback_target(list(session.states.values()), target)
-            rollout.about(target)
-            hosts = [host for host in session.hosts if not _runs(session.states[host.name], target)]
-            if not hosts:
-                out.good(f"Nothing to do: every host runs {target} with all its workers")
-                return DONE
-            rollout.roll(dict.fromkeys(hosts, target))
-            rollout.succeeded(None)
-    return DONE
-
-
-def _runs(state: HostState, release: str) -> bool:
-    return state.current == release and plan.judge(state.groups, release, 0).ok
-
-
-# --- looking, and locks ------------------------------------------------------------------------------
-
-
-def _look_everywhere(session: Session) -> dict[str, BaseException]:
-    """Fill the session's states; return the errors of hosts that do not answer, by name."""
-    found, errors = on_all(session.hosts, session.look, session.cancel)
-    if session.cancel.is_set():
-        raise Cancelled("stopped")
-    for error in errors.values():
-        if not isinstance(error, DeployError):
-            raise error
-    session.states = {host.name: found[host] for host in session.hosts if host in found}
-    return {host.name: errors[host] for host in session.hosts if host in errors}
-
-
-def _end_with(errors: dict[str, BaseException]) -> int:
-    if errors:
-        raise Refused("; ".join(str(error) for error in errors.values()))
-    return DONE
-
-
-def status(env: str, limit: str | None, as_json: bool, out: Report) -> int:
-    """Show how every host stands."""
-    environment = description.load_environment(env, limit)
-    with Session(environment, out) as session, interruptible():
-        errors = _look_everywhere(session)
-        now = datetime.now(UTC)
-        if as_json:
-            hosts = [
-                report.status_json(session.states[host.name])
-                if host.name in session.states
-                else {"host": host.name, "answers": False, "error": str(errors[host.name])}
-                for host in session.hosts
-            ]
-            out.json({"environment": environment.name, "app": environment.app, "hosts": hosts})
-        else:
-            rows = [
-                report.status_row(session.states[host.name], now)
-                if host.name in session.states
-                else [host.name, "does not answer", "", "", "", ""]
-                for host in session.hosts
-            ]
-            out.table(report.STATUS_COLUMNS, rows)
-        return _end_with(errors)
-
-
-def releases(env: str, limit: str | None, out: Report) -> int:
-    """Show the releases of every host, newest first."""
-    environment = description.load_environment(env, limit)
-    with Session(environment, out) as session, interruptible():
-        errors = _look_everywhere(session)
-        rows = []
-        names = {release.name for state in session.states.values() for release in state.releases}
-        now = datetime.now(UTC)
-        for name in sorted(names, reverse=True):
-            having = [state for state in session.states.values() if state.release(name)]
-            one = having[0].release(name)
-            current = [state.host for state in having if state.current == name]
-            bad = [state.host for state in having if not state.release(name).verified]
-            rows.append(
-                [
-                    name,
-                    one.ref,
-                    age_text if (age_text := report.age(one.created_at, now)) else "?",
-                    one.by,
-                    ", ".join(state.host for state in having),
-                    ", ".join(current),
-                    f"never verified on {', '.join(bad)}" if bad else "",
-                ]
-            )
-        if rows:
-            out.table(("release", "ref", "age", "by", "on", "current on", ""), rows)
-        elif not errors:
-            out.line(f"No releases of {environment.app} yet: run fab deploy --env {environment.name}")
-        return _end_with(errors)
-
-
-def unlock(env: str, limit: str | None, out: Report) -> int:
-    """Show the locks and remove them."""
-    environment = description.load_environment(env, limit)
-    with Session(environment, out) as session, interruptible():
-        errors = _look_everywhere(session)
-        for host in session.hosts:
-            state = session.states.get(host.name)
-            if state is None:
-                continue
-            if state.lock is None:
-                out.step("is not locked", host.name)
-                continue
-            holder = plan.describe_lock(state.lock)
-            # The lock that was shown is removed, not one that somebody takes meanwhile.
-            mark = str(state.lock.get("id") or state.lock.get("content") or "")
-            result = session.run(host, scripts.unlock(session.root, mark), "unlock")
-            if any(words[0] == "kept" for words in plan.events(result.lines)):
-                errors[host.name] = Refused(f"{host.name}: the lock was taken anew meanwhile and stays")
-            else:
-                out.good(f"unlocked; it was held by {holder}", host.name)
-        return _end_with(errors)
-
-
-def _show_plan(session: Session) -> None:
-    for host in session.hosts:
-        state = session.states[host.name]
-        session.out.step(
-            f"{state.current or 'no release yet'}; workers: {report.workers_text(state)}; {state.target}",
-            host.name,
-        )
