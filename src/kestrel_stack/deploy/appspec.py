@@ -20,10 +20,10 @@ RESERVED = ("venv", "release.json", ".verified", "kestrel-stack", "_assets", ".m
 
 @dataclass(frozen=True)
 class Hooks:
-    """Commands of the application, run on every host in the new release's folder by `bash -c`; empty: none."""
+    """Commands of the application, run on every host in the new release's folder; empty: none."""
 
     check: str = ""
-    """At the end of preparing, before anything is switched; a failure ends the deploy, every host as before."""
+    """At the end of preparing; a failure ends the deploy with every host as before."""
     before_switch: str = ""
     """Before a host's workers are drained; a failure leaves that host as it was."""
     after_switch: str = ""
@@ -49,7 +49,7 @@ class AppSpec:
     requirements: str | None = None
     """Path of the hashed lock inside the application; None: nothing but the stack's own package."""
     composer: tuple[str, ...] = ()
-    """Folders with a composer.json and a composer.lock whose vendor/ is built; ``.`` is the application's own."""
+    """Folders with a composer.lock whose vendor/ is built; ``.`` is the application's own."""
     shared_files: tuple[str, ...] = ()
     shared_directories: tuple[str, ...] = ()
     hooks: Hooks = field(default_factory=Hooks)
