@@ -56,6 +56,8 @@ class Host:
     ssh_config: Path | None
     queues: tuple[Queue, ...]
     """The queues whose workers run here; none on a host that is not in the group ``consumers``."""
+    web: bool = False
+    """Whether it serves the application's pages: it is in the group ``web``."""
 
 
 @dataclass(frozen=True)
@@ -186,12 +188,14 @@ def parse_environment(
             f"environment {env}: kestrel_stack_namespace is {namespace!r}; allowed are letters,"
             " digits, _ and -"
         )
-    consumers = set(inventory.hosts_of("consumers"))
-    hosts = tuple(_host(inventory, name, namespace, name in consumers) for name in names)
+    consumers, web = set(inventory.hosts_of("consumers")), set(inventory.hosts_of("web"))
+    hosts = tuple(
+        _host(inventory, name, namespace, runs_workers=name in consumers, web=name in web) for name in names
+    )
     return Environment(env, app, namespace, hosts)
 
 
-def _host(inventory: _Inventory, name: str, namespace: str, runs_workers: bool) -> Host:
+def _host(inventory: _Inventory, name: str, namespace: str, *, runs_workers: bool, web: bool) -> Host:
     variables = inventory.hostvars.get(name, {})
     where = f"environment {inventory.name}, host {name}"
     address = variables.get("ansible_host")
@@ -217,7 +221,9 @@ def _host(inventory: _Inventory, name: str, namespace: str, runs_workers: bool) 
             f"{where}: deploy_ssh_config names {config}, which does not exist (in the lab, bin/up makes it)"
         )
     queues = _queues(where, variables.get("kestrel_stack_queues"), namespace) if runs_workers else ()
-    return Host(name, str(address or name), int(port) if port is not None else None, user, config, queues)
+    return Host(
+        name, str(address or name), int(port) if port is not None else None, user, config, queues, web
+    )
 
 
 def _queues(where: str, value: Any, namespace: str) -> tuple[Queue, ...]:

@@ -64,6 +64,14 @@ def test_the_hosts_of_group_app_are_taken_once_with_the_workers_of_consumers():
     assert environment.root == "/srv/shop"
 
 
+def test_a_host_serves_pages_when_it_is_in_the_group_web_or_in_a_group_of_it():
+    data = listing()
+    data["web"] = {"children": ["fronts"]}
+    data["fronts"] = {"hosts": ["web1"]}
+    assert [(host.name, host.web) for host in parse(data).hosts] == [("worker1", False), ("web1", True)]
+    assert [host.web for host in parse(listing()).hosts] == [True, True]
+
+
 def test_queues_of_both_languages_are_taken_and_a_drain_waits_for_the_longest_job_a_worker_may_have():
     queues = [
         {"name": "hello_world", "also": ["bulk"]},
