@@ -18,7 +18,10 @@ from markupsafe import Markup
 from .description import ROOT
 
 HELPER = "/usr/local/sbin/kestrel-stack-workers"
-"""The one program that the deploy user may run as root; the role ``supervisor`` installs it."""
+"""What the deploy user may run as root on hosts with workers; the role ``supervisor`` installs it."""
+
+WEB_HELPER = "/usr/local/sbin/kestrel-stack-web"
+"""The other one, on hosts that serve pages; the role ``web`` installs it."""
 
 TEMPLATES = ROOT / "templates" / "deploy"
 
@@ -69,9 +72,11 @@ def inspect(
     )
 
 
-def status(groups: Sequence[str], *, helper: str = HELPER) -> str:
-    """Report how the workers stand; changes nothing."""
-    return _render("status", groups=list(groups), helper=helper)
+def status(
+    groups: Sequence[str], *, web: str = "", helper: str = HELPER, web_helper: str = WEB_HELPER
+) -> str:
+    """Report how the workers stand; changes nothing. ``web``: the application, where its pages are served."""
+    return _render("status", groups=list(groups), web_app=web, helper=helper, web_helper=web_helper)
 
 
 def lock(root: str, content: Mapping[str, Any]) -> str:

@@ -175,7 +175,7 @@ def together(errors: Sequence[BaseException]) -> BaseException:
 
 
 @contextmanager
-def _hearing(handler: Callable[..., None]) -> Iterator[None]:
+def hearing(handler: Callable[..., None]) -> Iterator[None]:
     """Have every signal by which a command is stopped handled; only the main thread may set that."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -196,7 +196,7 @@ def interruptible() -> AbstractContextManager[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    return _hearing(interrupt)
+    return hearing(interrupt)
 
 
 def uninterrupted(out: Report) -> AbstractContextManager[None]:
@@ -205,7 +205,7 @@ def uninterrupted(out: Report) -> AbstractContextManager[None]:
     def explain(*_: object) -> None:
         out.step("Putting the hosts in order, this ends by itself")
 
-    return _hearing(explain)
+    return hearing(explain)
 
 
 def timestamp() -> str:
