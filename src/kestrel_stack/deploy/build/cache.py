@@ -1,0 +1,41 @@
+"""What the controller keeps of earlier builds, in ``.build/``: all of it can be made again."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..description import ROOT
+
+CACHE = ROOT / ".build"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whoever else writes it at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as part:
+        part.write(data)
+    Path(part.name).replace(path)
+
+
+def keep_folder(made: Path, folder: Path) -> None:
+    """Move a finished folder into the cache; when another run was faster, its result is the same."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as name:
+        part = Path(name, "part")
+        shutil.copytree(made, part)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+
+
+def trim_cache(cache: Path = CACHE, keep: int = 20) -> None:
+    """Remove the oldest archives and bundles; they can be made again."""
+    for kind in ("archives", "bundles"):
+        folder = cache / kind
+        if folder.is_dir():
+            for path in sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)[keep:]:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,150 @@
+"""The application at a commit: where it is, what its deploy.yml says, what git knows of it."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..appspec import AppSpec, parse_app_spec
+from ..description import ROOT
+from ..errors import Failed, Refused
+
+STACK_SOURCES = ("src/kestrel_stack", "pyproject.toml", "README.md", "LICENSE")
+"""What the stack's own wheel is made of."""
+PHP_SOURCES = ("php/autoload.php", "php/composer.json", "php/bin", "php/src")
+"""The stack's own PHP code, which every release has in its folder STACK_FOLDER."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An application at a commit."""
+
+    repository: Path
+    prefix: str
+    """The application's folder inside the repository, empty when it is the repository itself."""
+    ref: str
+    """What the person asked for."""
+    rev: str
+    """The commit's full id."""
+    spec: AppSpec
+    requirements: str
+    """Text of the requirements lock; empty when there is none."""
+    time: int = 0
+    """When the commit was made, in seconds since 1970: the time of all its files."""
+
+
+def find_source(app: str, ref: str, *, root: Path = ROOT, allow_dirty: bool = False) -> Source:
+    """Find the application and the commit, and read its deploy.yml from there. Raises Refused."""
+    folder = _app_folder(app, root)
+    repository, prefix = _repository(folder)
+    rev = resolve(repository, ref)
+    where = f"{prefix}/deploy.yml" if prefix else "deploy.yml"
+    text = show(repository, rev, where)
+    if text is None:
+        if prefix and git(repository, "cat-file", "-e", f"{rev}:{prefix}", check=False).returncode != 0:
+            raise Refused(
+                f"--app {app}: {prefix} is not in commit {rev[:8]} ({ref}): commit it, or name another --ref"
+            )
+        if (folder / "deploy.yml").exists():
+            raise Refused(f"--app {app}: deploy.yml is not in commit {rev[:8]} ({ref}): commit it")
+        raise Refused(
+            f"--app {app}: there is no deploy.yml in {folder}, so it is not an application to deploy"
+        )
+    spec = parse_app_spec(text, where)
+    if not allow_dirty:
+        _refuse_dirty(repository, prefix, root)
+    requirements = ""
+    if spec.requirements is not None:
+        inside = f"{prefix}/{spec.requirements}" if prefix else spec.requirements
+        found = show(repository, rev, inside)
+        if found is None:
+            raise Refused(
+                f"{where}: python.requirements names {spec.requirements}, which is not in commit {rev[:8]}"
+            )
+        requirements = found
+    time = int(git(repository, "show", "--no-patch", "--format=%ct", rev).stdout.split()[-1])
+    return Source(repository, prefix, ref, rev, spec, requirements, time)
+
+
+def _app_folder(app: str, root: Path) -> Path:
+    """Find a relative path in the checkout, wherever fab was started, and else in the working folder."""
+    if not app:
+        raise Refused("--app is empty: give the path of the application's folder")
+    given = Path(app).expanduser()
+    candidates = [given] if given.is_absolute() else [root / given, Path.cwd() / given]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate.resolve()
+    raise Refused(f"--app {app}: there is no such folder")
+
+
+def _repository(folder: Path) -> tuple[Path, str]:
+    done = git(folder, "rev-parse", "--show-toplevel", check=False)
+    if done.returncode != 0:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()
+        if reason and "dubious ownership" in reason[0]:
+            raise Refused(
+                f"{folder}: {reason[0].removeprefix('fatal: ')}: run fab as the owner of the checkout"
+            )
+        raise Refused(
+            f"{folder} is not in a git repository; a deploy takes a commit: run git init and commit"
+        )
+    top = Path(done.stdout.decode().rstrip("\n")).resolve()
+    prefix = folder.relative_to(top).as_posix()
+    return top, "" if prefix == "." else prefix
+
+
+def resolve(repository: Path, ref: str) -> str:
+    """Return the full id of the commit that a ref means. Raises Refused when there is none."""
+    done = git(
+        repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", check=False
+    )
+    if not ref or done.returncode != 0:
+        raise Refused(
+            f"unknown ref {ref!r} in {repository}: no branch, tag or commit of that name (git fetch?)"
+        )
+    return done.stdout.decode().strip()
+
+
+def show(repository: Path, rev: str, path: str) -> str | None:
+    """Return a file's text at a commit; None when the commit has no such file."""
+    done = git(repository, "cat-file", "blob", f"{rev}:{path}", check=False)
+    if done.returncode != 0:
+        return None
+    try:
+        return done.stdout.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Refused(f"{path} is not UTF-8 text") from None
+
+
+def _refuse_dirty(repository: Path, prefix: str, root: Path) -> None:
+    """Refuse uncommitted changes in what is deployed: people would look for them on the hosts in vain."""
+    paths = [prefix or "."]
+    if repository == root.resolve():
+        paths += [*STACK_SOURCES, *PHP_SOURCES]
+    done = git(repository, "status", "--porcelain", "-z", "--untracked-files=all", "--", *paths)
+    names = []
+    entries = iter(done.stdout.decode(errors="replace").split("\0"))
+    for entry in entries:
+        if entry:
+            names.append(entry[3:])
+            if entry[0] in "RC":
+                next(entries, None)
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise Refused(
+            f"uncommitted changes: {shown}. Commit them, or give --allow-dirty to deploy the commit"
+            " without them"
+        )
+
+
+def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
+    """Run git in a folder. With ``check`` it raises Failed when git does."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
+    except FileNotFoundError:
+        raise Refused("git is not installed: apt install git") from None
+    if check and done.returncode != 0:
+        raise Failed(f"git {words[0]} failed: {done.stderr.decode(errors='replace').strip()[:500]}")
+    return done
