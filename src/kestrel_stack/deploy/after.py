@@ -1,10 +1,422 @@
-"""What follows a deploy: its record, a release and a deploy marker in Sentry, a webhook."""
+"""What follows a deploy: a release with its commits and a deploy marker in Sentry, a message to a webhook.
+
+By then the hosts run what they should run. So nothing here may fail a deploy or hold it up: every step is
+bounded, and what does not work is one line of warning. The token comes from the environment alone. Neither it
+nor a webhook's address, which usually holds one as well, is ever shown.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+import http.client
+import json
+import os
+import re
+import subprocess
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .errors import Refused
+
+TIMEOUT = 10.0
+"""Seconds that Sentry gets for all of its requests, and the webhook for its one."""
+MAX_COMMITS = 200
+"""The newest commits of a deploy that Sentry is told of; it matches errors with them by their files."""
+TOKEN = "SENTRY_AUTH_TOKEN"  # noqa: S105 - the name of the variable
+SENTRY_URL = "https://sentry.io"
+
+_ENVIRONMENT_NAME = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)\Z")
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")
+_SENTRY_HINTS = {
+    401: f"; is what {TOKEN} holds right?",
+    403: "; the token needs the scope project:releases",
+    404: "; are url, organization and projects right?",
+}
+_REV = re.compile(r"[0-9a-f]{7,64}\Z")
+_KEYS = {"": ("sentry", "webhook"), "sentry": ("url", "organization", "projects")}
+
+
+@dataclass(frozen=True)
+class Sentry:
+    """A Sentry that is told of a deploy."""
+
+    organization: str
+    projects: tuple[str, ...]
+    """Slugs of the projects whose errors come from this application."""
+    url: str = SENTRY_URL
 
 
 @dataclass(frozen=True)
 class AfterSpec:
     """Who is told of a deploy; empty: nobody."""
+
+    sentry: Sentry | None = None
+    webhook: str = field(default="", repr=False)
+    """Where a message is posted: an address, or ``$NAME`` for one in this variable; empty: nowhere."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deploy or rollback that has ended, as it is told."""
+
+    app: str
+    environment: str
+    release: str
+    """The release's name, which is what the workers report to Sentry as their release."""
+    rev: str
+    hosts: tuple[str, ...]
+    seconds: float
+    action: str = "deploy"
+    """``deploy``, ``rollback``."""
+    result: str = "ok"
+    """``ok`` or ``failed``."""
+    reason: str = ""
+    """Why it failed."""
+    previous: str = ""
+    """Name of the release before; empty when there was none."""
+    previous_rev: str = ""
+    ref: str = ""
+    by: str = ""
+    repository: Path | None = None
+    """Where git finds the commits; None: they are not told."""
+    path: str = ""
+    """The application's folder inside the repository, whose commits count; empty: all of them."""
+    started_at: datetime | None = None
+
+
+# --- deploy.yml ---------------------------------------------------------------------------------------
+
+
+def parse_after(value: Any, where: str) -> AfterSpec:
+    """Read the key ``after`` of a deploy.yml. Raises Refused naming the key and the fix."""
+    if value is None:
+        return AfterSpec()
+    data = _mapping(value, "", where)
+    sentry = data.get("sentry")
+    return AfterSpec(
+        None if sentry is None else _sentry(_mapping(sentry, "sentry", where), where),
+        _webhook(data.get("webhook"), where),
+    )
+
+
+def _mapping(value: Any, level: str, where: str) -> Mapping[str, Any]:
+    name = f"after.{level}" if level else "after"
+    known = _KEYS[level]
+    if not isinstance(value, dict):
+        raise Refused(f"{where}: {name} must be a mapping with the keys {', '.join(known)}")
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise Refused(f"{where}: unknown key {name}.{key}: {hint}")
+    return value
+
+
+def _sentry(data: Mapping[str, Any], where: str) -> Sentry:
+    organization, projects = data.get("organization"), data.get("projects")
+    if not isinstance(organization, str) or not _SLUG.match(organization):
+        raise Refused(
+            f"{where}: after.sentry.organization is {organization!r}; it must be its slug in Sentry"
+        )
+    if (
+        not isinstance(projects, list)
+        or not projects
+        or not all(isinstance(one, str) and _SLUG.match(one) for one in projects)
+    ):
+        raise Refused(f"{where}: after.sentry.projects is {projects!r}; it must be a list of projects' slugs")
+    url = data.get("url", SENTRY_URL)
+    if not _is_address(url) or urllib.parse.urlsplit(url).query:
+        # Not repeated: who puts a token here must not find it in a log as well.
+        raise Refused(
+            f"{where}: after.sentry.url must be an address such as {SENTRY_URL}, and hold no password"
+        )
+    return Sentry(organization, tuple(projects), url.rstrip("/"))
+
+
+def _webhook(value: Any, where: str) -> str:
+    if value in (None, ""):
+        return ""
+    if not isinstance(value, str) or not (_ENVIRONMENT_NAME.match(value) or _is_address(value)):
+        raise Refused(
+            f"{where}: after.webhook must be an address (https://…), or $NAME for what this variable holds"
+        )
+    return value
+
+
+def _is_address(value: Any) -> bool:
+    if not isinstance(value, str) or not value.isascii() or any(c <= " " for c in value):
+        return False
+    try:
+        parts = urllib.parse.urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+
+
+def problems(spec: AfterSpec, environ: Mapping[str, str] | None = None) -> list[str]:
+    """Say what would keep the ones named in ``spec`` from being told, each with its fix."""
+    environ = os.environ if environ is None else environ
+    found = []
+    if spec.sentry is not None and not environ.get(TOKEN):
+        found.append(
+            f"Sentry cannot be told of a deploy: set {TOKEN} in the environment (scope project:releases)"
+        )
+    try:
+        _webhook_address(spec, environ)
+    except _NotTold as error:
+        found.append(f"the webhook cannot be told of a deploy: {error}")
+    return found
+
+
+# --- telling ------------------------------------------------------------------------------------------
+
+
+class _NotTold(Exception):  # noqa: N818 - it names the outcome
+    """Why somebody was not told; the message holds no secret."""
+
+
+def after_deploy(
+    spec: AfterSpec,
+    done: Deployed,
+    *,
+    warn: Callable[[str], None],
+    say: Callable[[str], None] = lambda _: None,
+    environ: Mapping[str, str] | None = None,
+    timeout: float = TIMEOUT,
+) -> None:
+    """Tell everybody in ``spec``, at once, within ``timeout`` seconds. Never raises.
+
+    ``say`` gets a line for each who was told, ``warn`` one for each who was not. Sentry hears of what went
+    well, the webhook of failures, too.
+    """
+    environ = os.environ if environ is None else environ
+    tasks: list[tuple[str, Callable[[], str]]] = []
+    if spec.sentry is not None and done.result == "ok":
+        tasks.append(("Sentry", lambda: _tell_sentry(spec.sentry, done, environ, timeout)))
+    if spec.webhook:
+        tasks.append(("the webhook", lambda: _tell_webhook(spec, done, environ, timeout)))
+    running = [(name, _start(action)) for name, action in tasks]
+    for name, (thread, outcome) in running:
+        # A server that answers a byte at a time never times out by itself.
+        thread.join(timeout + 1)
+        if thread.is_alive():
+            warn(f"{name} was not told of it: no whole answer within {timeout:.0f} s")
+        elif "told" in outcome:
+            say(outcome["told"])
+        else:
+            warn(f"{name} was not told of it: {outcome['reason']}")
+
+
+def _start(action: Callable[[], str]) -> tuple[threading.Thread, dict[str, str]]:
+    outcome: dict[str, str] = {}
+
+    def run() -> None:
+        try:
+            outcome["told"] = action()
+        except _NotTold as error:
+            outcome["reason"] = str(error)
+        except Exception as error:
+            # The kind alone: a library's sentence may repeat the address or a header.
+            outcome["reason"] = f"{type(error).__name__}"
+
+    thread = threading.Thread(target=run, name="after", daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+def _tell_sentry(sentry: Sentry, done: Deployed, environ: Mapping[str, str], timeout: float) -> str:
+    token = environ.get(TOKEN, "").strip()
+    if not token:
+        raise _NotTold(f"set {TOKEN} in the environment (scope project:releases)")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise _NotTold(f"what {TOKEN} holds is no token")
+    releases = f"{sentry.url}/api/0/organizations/{sentry.organization}/releases/"
+    finished = datetime.now(UTC)
+    commits = commits_of(done)
+    about: dict[str, Any] = {
+        "version": done.release,
+        "projects": list(sentry.projects),
+        "dateReleased": _moment(finished),
+    }
+    if done.rev:
+        about["ref"] = done.rev
+    if commits:
+        about["commits"] = commits
+    marker: dict[str, Any] = {
+        "environment": done.environment,
+        "name": f"{done.action} by {done.by}" if done.by else done.action,
+        "projects": list(sentry.projects),
+        "dateFinished": _moment(finished),
+    }
+    if done.started_at is not None:
+        marker["dateStarted"] = _moment(done.started_at)
+    version = urllib.parse.quote(done.release, safe="")
+    # A release that is known already, as after a rollback, is answered with 208.
+    for address, content in ((releases, about), (f"{releases}{version}/deploys/", marker)):
+        _post(
+            address,
+            content,
+            timeout / 2,
+            secrets=(token,),
+            headers={"Authorization": f"Bearer {token}"},
+            hints=_SENTRY_HINTS,
+        )
+    told = f", {len(commits)} commit{'s' if len(commits) != 1 else ''}" if commits else ""
+    return f"Sentry knows release {done.release}{told} and its deploy to {done.environment}"
+
+
+def _tell_webhook(spec: AfterSpec, done: Deployed, environ: Mapping[str, str], timeout: float) -> str:
+    address = _webhook_address(spec, environ)
+    content = {
+        "text": message(done),
+        "app": done.app,
+        "environment": done.environment,
+        "action": done.action,
+        "result": done.result,
+        "release": done.release,
+        "previous": done.previous or None,
+        "rev": done.rev,
+        "ref": done.ref,
+        "by": done.by,
+        "hosts": list(done.hosts),
+        "seconds": round(done.seconds, 1),
+        "reason": done.reason or None,
+    }
+    _post(address, content, timeout, secrets=(address,))
+    return f"The webhook at {urllib.parse.urlsplit(address).hostname} was told"
+
+
+def message(done: Deployed) -> str:
+    """Return the line that a chat shows."""
+    count = f"{len(done.hosts)} host{'s' if len(done.hosts) != 1 else ''}"
+    about = ", ".join(part for part in (done.ref, done.rev[:8]) if part)
+    what = f"{done.release} ({about})" if about else done.release
+    who = f", by {done.by}" if done.by else ""
+    if done.result == "ok":
+        verb = "rolled back to" if done.action == "rollback" else "deployed"
+        return f"[{done.environment}] {done.app}: {verb} {what} on {count} in {done.seconds:.0f} s{who}"
+    reason = " ".join(done.reason.split())[:500]
+    return (
+        f"[{done.environment}] {done.app}: {done.action} of {what} to {count} failed after"
+        f" {done.seconds:.0f} s{who}" + (f": {reason}" if reason else "")
+    )
+
+
+def commits_of(done: Deployed) -> list[dict[str, str]]:
+    """Return the commits between the revisions, the newest first, as Sentry wants them.
+
+    Without a revision before, or with one that git does not know, it is the new commit alone. Empty when git
+    cannot be asked, and when the way went back.
+    """
+    if done.repository is None or not _REV.match(done.rev):
+        return []
+    found = None
+    if _REV.match(done.previous_rev):
+        found = _git_log(done.repository, [f"{done.previous_rev}..{done.rev}"], done.path)
+    if found is None:
+        found = _git_log(done.repository, ["-1", done.rev], "")
+    return found or []
+
+
+def _git_log(repository: Path, span: Sequence[str], path: str) -> list[dict[str, str]] | None:
+    command = ["git", "-C", str(repository), "log", f"--max-count={MAX_COMMITS}", "-z"]
+    # Unit separators between the fields; with -z a commit ends with a zero byte.
+    command += ["--format=%H%x1f%an%x1f%ae%x1f%aI%x1f%B", *span, "--", *([path] if path else [])]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT / 2, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if done.returncode != 0:
+        return None
+    keys = ("id", "author_name", "author_email", "timestamp", "message")
+    records = [record for record in done.stdout.decode("utf-8", "replace").split("\0") if record]
+    return [dict(zip(keys, record.strip("\n").split("\x1f", 4), strict=True)) for record in records]
+
+
+def _webhook_address(spec: AfterSpec, environ: Mapping[str, str]) -> str:
+    match = _ENVIRONMENT_NAME.match(spec.webhook)
+    if match is None:
+        return spec.webhook
+    address = environ.get(match[1], "").strip()
+    if not address:
+        raise _NotTold(f"set {match[1]} in the environment to its address")
+    if not _is_address(address):
+        raise _NotTold(f"what {match[1]} holds is no address (https://…)")
+    return address
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: what is sent is meant for the one who was named, and holds a token."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _post(
+    address: str,
+    content: Any,
+    timeout: float,
+    *,
+    secrets: Sequence[str],
+    headers: Mapping[str, str] | None = None,
+    hints: Mapping[int, str] | None = None,
+) -> None:
+    """POST JSON. Raises _NotTold with a sentence in which none of ``secrets`` is.
+
+    ``hints`` say what to do about a status.
+    """
+    request = urllib.request.Request(  # noqa: S310 - http and https alone got through parse_after
+        address,
+        data=json.dumps(content).encode(),
+        headers={"Content-Type": "application/json", "User-Agent": "kestrel-stack-deploy", **(headers or {})},
+        method="POST",
+    )
+    where = urllib.parse.urlsplit(address).hostname
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as answer:
+            answer.read(65536)
+    except urllib.error.HTTPError as error:
+        raise _NotTold(f"{where} answered {_refusal(error, secrets, hints or {})}") from None
+    except urllib.error.URLError as error:
+        raise _NotTold(f"{where}: {_reason(error.reason, timeout)}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _NotTold(f"{where}: {_reason(error, timeout)}") from None
+
+
+def _refusal(error: urllib.error.HTTPError, secrets: Sequence[str], hints: Mapping[int, str]) -> str:
+    text = str(error.code)
+    if 300 <= error.code < 400:
+        text += " (a redirect, which is not followed: name the address that it leads to)"
+    try:
+        said = error.read(2000).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        said = ""
+    for secret in secrets:
+        said = said.replace(secret, "…")
+    said = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:200]
+    if said.startswith(("{", "[")):
+        # An API explains itself in JSON; a page of HTML says nothing to anybody here.
+        text += f" {said}"
+    return text + hints.get(error.code, "")
+
+
+def _reason(error: object, timeout: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout:.0f} s"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return type(error).__name__
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
