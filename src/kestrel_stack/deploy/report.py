@@ -6,17 +6,23 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
 from .hoststate import HostState, describe_lock
 from .plan import judge
+
+PROGRESS_PAUSE = 5.0
+"""Seconds between two lines of a progress display in a pipe."""
 
 
 class Report:
@@ -80,10 +86,85 @@ class Report:
             self.console.print(table)
             self.console.file.flush()
 
+    def progress(self, what: str, totals: Mapping[str, int]) -> Progress:
+        """Show how far an upload is; ``totals`` are the bytes that each host gets."""
+        return Progress(self, what, totals)
+
     def _print(self, text: Text) -> None:
         with self._lock:
             self.console.print(text)
             self.console.file.flush()
+
+
+class Progress:
+    """How far several uploads are together: a bar on a terminal, in a pipe a line now and then.
+
+    A context manager. `advance` may be called from any thread. Uploads that are over before the first line is
+    due leave no line at all.
+    """
+
+    def __init__(self, report: Report, what: str, totals: Mapping[str, int]) -> None:
+        self._report = report
+        self._what = what
+        self._totals = dict(totals)
+        self._sent = dict.fromkeys(totals, 0)
+        self._total = sum(totals.values())
+        self._lock = threading.Lock()
+        self._next = time.monotonic() + PROGRESS_PAUSE
+        self._bar: Bar | None = None
+        if report.console.is_terminal and self._total:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[said]}"),
+                TimeRemainingColumn(),
+                console=report.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(what, total=self._total, said="")
+
+    def advance(self, host: str, sent: int) -> None:
+        """Note that ``sent`` more bytes have left for the host."""
+        with self._lock:
+            # A host that is sent everything once more, after a part, has no more than its whole.
+            self._sent[host] = min(self._sent.get(host, 0) + sent, self._totals.get(host, 0))
+            now = time.monotonic()
+            line = self._bar is None and now >= self._next
+            if line:
+                self._next = now + PROGRESS_PAUSE
+            said = self._said()
+            if self._bar is not None:
+                self._bar.update(self._task, completed=sum(self._sent.values()), said=said)
+        if line:
+            self._report.step(f"{self._what}: {said}")
+
+    def restart(self, host: str, total: int) -> None:
+        """Begin again for a host that needs ``total`` bytes instead."""
+        with self._lock:
+            self._total += total - self._totals.get(host, 0)
+            self._totals[host] = total
+            self._sent[host] = 0
+            if self._bar is not None:
+                self._bar.update(self._task, total=self._total)
+
+    def _said(self) -> str:
+        done = sum(self._sent[host] >= total for host, total in self._totals.items())
+        sent = sum(self._sent.values())
+        percent = 100 * sent // self._total if self._total else 100
+        return (
+            f"{percent} %, {size(sent)} of {size(self._total)}, {done} of {count(len(self._totals), 'host')}"
+        )
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
 
 # --- texts, pure ---------------------------------------------------------------------------
