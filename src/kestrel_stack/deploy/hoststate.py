@@ -65,6 +65,14 @@ class Release:
     by: str = ""
     archive: str = ""
     """sha256 of the application's archive it was made from."""
+    manifest: str = ""
+    """sha256 of the list of its files; empty for a release of an older version."""
+    ping: bool = False
+    """Its workers answer pings."""
+    failed: bool = False
+    """A deploy to it failed; it is never gone back to."""
+    hooks: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Its own commands around a switch, by name."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,11 @@ class HostState:
         """Which wheels fit."""
         python = ".".join(self.facts["python"].split(".")[:2])
         return Target(python, self.facts["arch"], self.facts["glibc"])
+
+    @property
+    def web(self) -> Group | None:
+        """What serves the application's pages, on a host that does."""
+        return next((group for group in self.groups if group.name == "web"), None)
 
     def release(self, name: str) -> Release | None:
         """Return the release of this name, or None."""
@@ -125,12 +138,7 @@ def parse_inspection(host: str, lines: Sequence[str]) -> HostState:
             case ["venv", name] if _VENV.match(name):
                 venvs.append(name)
             case ["release", name, flags, *rest] if RELEASE_NAME.match(name):
-                about = _json_object(rest[0] if rest else "")
-                known = {
-                    key: str(about.get(key) or "")
-                    for key in ("rev", "ref", "venv", "created_at", "by", "archive")
-                }
-                releases.append(Release(name, flags == "verified", **known))
+                releases.append(_release(name, flags, _json_object(rest[0] if rest else "")))
             case ["lock", *rest]:
                 lock = read_lock(rest[0] if rest else "")
             case ["missing", *_]:
@@ -143,6 +151,19 @@ def parse_inspection(host: str, lines: Sequence[str]) -> HostState:
         parse_groups(lines),
         lock,
         tuple(missing),
+    )
+
+
+def _release(name: str, flags: str, about: Mapping[str, Any]) -> Release:
+    texts = ("rev", "ref", "venv", "created_at", "by", "archive", "manifest")
+    hooks = about.get("hooks")
+    return Release(
+        name,
+        flags == "verified",
+        **{key: str(about.get(key) or "") for key in texts},
+        ping=about.get("ping") == 1,
+        failed=flags == "failed",
+        hooks={str(key): str(value) for key, value in hooks.items()} if isinstance(hooks, dict) else {},
     )
 
 
