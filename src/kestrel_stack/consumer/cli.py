@@ -18,6 +18,7 @@ from typing import NoReturn
 from kestrel_stack.consumer import sentry
 from kestrel_stack.consumer.log import Log, Writer
 from kestrel_stack.consumer.priority import PriorityQueue
+from kestrel_stack.consumer.responder import Responder
 from kestrel_stack.consumer.runner import Runner, UnusableApp
 from kestrel_stack.consumer.signals import Signals
 from kestrel_stack.consumer.worker import Limits, Rules, Worker
@@ -218,7 +219,10 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     reporter = _reporter(planned, environ, for_child, log)
     runner = Runner(planned.app, log, signals, for_child)
     queue = planned.open()
-    worker = Worker(queue, planned.rules, runner, signals, writer, planned.limits, reporter, started)
+    responder = None if planned.limits.once else _responder(planned, log)
+    worker = Worker(
+        queue, planned.rules, runner, signals, writer, planned.limits, reporter, started, responder
+    )
     log.info(
         "worker begins",
         queue=queue.name,
@@ -245,6 +249,19 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
         if reporter is not None:
             reporter.close()
     return EX_OK
+
+
+def _responder(planned: Plan, log: Log) -> Responder | None:
+    """Return what answers the pings for the first queue, None when its name is too long for theirs."""
+    own, name = planned.queues[0], next(iter(planned.store.queues))
+    host = planned.host or socket.gethostname()
+    try:
+        names.ping(own, host)
+        # The physical folder: `current` may have been moved on since this worker was started.
+        return Responder(name, host, Path.cwd().name or "/", log)
+    except (QueueError, OSError) as exc:
+        log.warning("pings are not answered", error=exc)
+        return None
 
 
 def _reporter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kestrel_stack.queue.errors import ProtocolError, ServerUnavailable
 from kestrel_stack.queue.interface import JobQueue, Reservation
@@ -103,6 +103,14 @@ class PriorityQueue(JobQueue):
         """Close all connections."""
         for queue in self._queues:
             queue.drop()
+
+    def pings_due(self) -> bool:
+        """Say whether to look for pings for the first queue; the others have workers of their own."""
+        return self._queues[0].pings_due()
+
+    def answer_pings(self, host: str, answer: Callable[[bytes], bytes | None]) -> None:
+        """Answer the pings for the workers of the first queue."""
+        self._queues[0].answer_pings(host, answer)
 
     def _just_looked(self, number: int) -> bool:
         return (

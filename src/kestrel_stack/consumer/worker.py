@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kestrel_stack.consumer import park, sentry
 from kestrel_stack.consumer.log import Log, Writer
+from kestrel_stack.consumer.responder import Responder
 from kestrel_stack.consumer.retry import next_delay
 from kestrel_stack.consumer.runner import ChildFailed, Outcome, Runner
 from kestrel_stack.consumer.signals import Signals
@@ -24,6 +25,8 @@ from kestrel_stack.queue.servers import Backoff, Server
 
 WAIT = 0.25
 """Seconds that a server is asked to wait for an item. TERM is heeded after as long."""
+LOOK_FOR_PINGS = 1.0
+"""Seconds that a worker with a rate limit waits at a time, so that a ping is answered meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ LOST = "The connection was lost while the job ran: it will be delivered again."
 class Worker:
     """Works on one queue until it is told to stop or a limit is reached.
 
-    `rules` are those of each queue that items come from, by its name on the server.
+    `rules` are those of each queue that items come from, by its name on the server. `responder` answers pings
+    between jobs and while there is none; without it nobody does.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Worker:
         limits: Limits,
         reporter: sentry.Reporter | None = None,
         started: float | None = None,
+        responder: Responder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._queue = queue
@@ -95,6 +100,7 @@ class Worker:
         self._log = Log(writer)
         self._limits = limits
         self._reporter = reporter
+        self._responder = responder
         self._clock = clock
         self._started = clock() if started is None else started
         self._away: set[Server] = set()
@@ -122,9 +128,13 @@ class Worker:
         self._heed_signals()
         if not self._child_ready():
             return
+        if self._responder is not None and self._queue.pings_due():
+            # Nothing is reserved meanwhile: a connection that ends here must not bring a done job back.
+            self._confirm()
+            self._queue.answer_pings(self._responder.host, self._responder.answer)
         if (pause := self._next_at - self._clock()) > 0:
             self._confirm()
-            self._runner.wait(pause)
+            self._runner.wait(min(pause, LOOK_FOR_PINGS))
             return
         reservation = self._reserve()
         if reservation is None:

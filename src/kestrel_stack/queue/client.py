@@ -148,7 +148,17 @@ class KestrelClient:
 
     def items(self, queue: str) -> int:
         """Return how many items `queue` holds, without those that are reserved; 0 when it does not exist."""
-        return int(self.stats().get(f"queue_{names.check(queue)}_items", 0))
+        # Not by `stats`, which has the numbers of every queue; and nothing that takes, since Kestrel makes a
+        # queue that is asked for an item.
+        self._send(f"dump_stats {names.check(queue)}\r\n".encode())
+        line = self._line()
+        self._expect(line.partition(b" ")[0], b"queue", line)
+        items = 0
+        while (line := self._line()) != b"END":
+            key, _, value = line.strip().partition(b"=")
+            if key == b"items" and value.isdigit():
+                items = int(value)
+        return items
 
     def limit(self, connect: float, read: float) -> None:
         """Set how long the next commands may take, in seconds: to connect, and to get the answer."""

@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,18 @@ class JobQueue(ABC):
     @abstractmethod
     def drop(self) -> None:
         """Close all connections; a reserved item goes back to its queue."""
+
+    def pings_due(self) -> bool:
+        """Say whether it is time to look for pings where items are taken from. Sends nothing."""
+        return False
+
+    def answer_pings(  # noqa: B027 - most kinds of queue know no pings
+        self, host: str, answer: Callable[[bytes], bytes | None]
+    ) -> None:
+        """Have `answer` reply to the pings for the workers of this queue on `host`; None is no reply.
+
+        Call it with nothing reserved: when the connection ends meanwhile, that is for `reserve` to find.
+        """
 
 
 @dataclass(frozen=True)

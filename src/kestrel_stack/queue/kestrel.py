@@ -8,13 +8,14 @@ nothing (source: observed on Kestrel 2.4.1).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from kestrel_stack.queue import names
+from kestrel_stack.queue import names, pings
 from kestrel_stack.queue.client import READ_TIMEOUT, KestrelClient
 from kestrel_stack.queue.errors import ProtocolError, QueueFull, ReservationLost, ServerUnavailable
 from kestrel_stack.queue.interface import Counts, Descriptions, JobQueue, ProcessLock, Queue, Reservation
@@ -25,6 +26,10 @@ DWELL = 10.0
 """Seconds that a worker stays with a server that always has work, while others may be waiting for a visit."""
 WRITE_TIMEOUT = 3.0
 """Seconds that one server gets to take a record or a retry; with TERM at hand nobody waits for long."""
+PING_PAUSE = 1.0
+"""Seconds between two looks for pings at the same server."""
+PING_TIME = 0.05
+"""Seconds that one look may take while there are pings: a thousand of them must not hold up the jobs."""
 
 
 class KestrelQueue(JobQueue):
@@ -52,6 +57,7 @@ class KestrelQueue(JobQueue):
         self._arrived = 0.0
         self._empty = False
         self._tickets = 0
+        self._ping_at: dict[Server, float] = {}
         self._held: tuple[int, int] | None = None
         """The ticket of the item in hand, and the number of the connection that reserved it."""
 
@@ -161,6 +167,37 @@ class KestrelQueue(JobQueue):
         """Close both connections."""
         self._leave()
         self._drop_writer()
+
+    def pings_due(self) -> bool:
+        """Say whether the server that is read from was not looked at for pings within `PING_PAUSE`."""
+        reader = self._reader
+        return reader is not None and time.monotonic() >= self._ping_at.get(reader.server, 0.0)
+
+    def answer_pings(self, host: str, answer: Callable[[bytes], bytes | None]) -> None:
+        """Answer the pings that the server read from has, for at most `PING_TIME` if there are many.
+
+        Without one that is one question on the connection that stands already, about one queue.
+        """
+        reader = self._reader
+        if reader is None:
+            return
+        began = time.monotonic()
+        self._ping_at[reader.server] = began + PING_PAUSE
+        queue = names.ping(self.name, host)
+        try:
+            for _ in range(reader.items(queue)):
+                body = reader.get(queue)
+                if body is None:
+                    # They had expired. A look is what made them go, so it also removes what they were in.
+                    reader.delete(queue)
+                    break
+                if (said := answer(body)) is not None:
+                    with contextlib.suppress(QueueFull):
+                        reader.set(names.ping_answers(queue), said, pings.EXPIRES)
+                if time.monotonic() - began > PING_TIME:
+                    break
+        except (ServerUnavailable, ProtocolError):
+            self._leave()
 
     def _time_to_move(self) -> bool:
         if len(self._rotation) == 1 or self._reader is None:

@@ -3,7 +3,7 @@
 A queue ``mail`` of the namespace ``shop`` is ``shop_mail`` on the server; what could not be done is parked
 in ``shop_mail_errors``. Kestrel itself forbids ``.``, ``/`` and ``~`` by closing the connection, and makes
 a fanout queue of a name with ``+`` (source: observed on Kestrel 2.4.1): only a narrow set of characters
-gets there.
+gets there. Pings for the workers of a host are in ``shop_mail_ping_<host>``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from kestrel_stack.queue.errors import InvalidQueueName
 
 MAX_BYTES = 200
 """Longest name on a server, in bytes: it becomes a file's name there, which with its suffixes ends at 255."""
+
+HOST_CHARACTERS = 64
+"""As much of a host's name is in that of a ping queue; role kestrel gives limits to the same names."""
 
 _CHARACTERS = re.compile(r"[A-Za-z0-9_-]+")
 _RESERVED = re.compile(r".*_(?:errors|retry_[0-9]+|ping_.*)")
@@ -61,3 +64,15 @@ def retry(name: str, seconds: int) -> str:
     if isinstance(seconds, bool) or not isinstance(seconds, int) or seconds < 1:
         raise InvalidQueueName(f"A retry delay is a whole number of seconds from 1 on, not {seconds!r}.")
     return check(f"{name}_retry_{seconds}")
+
+
+def ping(name: str, host: str) -> str:
+    """Return the queue where the workers of the server's queue `name` on `host` look for pings."""
+    made = check(f"{name}_ping_{re.sub('[^A-Za-z0-9_-]', '-', host)[:HOST_CHARACTERS]}")
+    ping_answers(made)
+    return made
+
+
+def ping_answers(ping_queue: str) -> str:
+    """Return the queue where pings of `ping_queue` are answered."""
+    return check(f"{ping_queue}_answer")

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,8 @@ from kestrel_stack.queue.errors import (
     SettingsError,
 )
 from kestrel_stack.queue.interface import Queue
+from kestrel_stack.queue.jobs import ping
+from kestrel_stack.queue.jobs.count import sample
 from kestrel_stack.queue.jobs.dump import PLACES, FileFailed, dump, load, marked, read
 from kestrel_stack.queue.jobs.parked import Filter, Found, as_json, walk
 from kestrel_stack.queue.jobs.progress import Progress
@@ -119,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
 
     add = command(commands, "count", _count_queues, "count the jobs of all queues, or of those named")
     add("queues", nargs="*", metavar="QUEUE")
-    add("--json", action="store_true", help="one JSON object")
+    add("--json", action="store_true", help="one JSON object, with ages and each server's numbers")
 
     add = command(commands, "peek", _peek, "print the next item of a queue, and leave it there")
     add("queue", metavar="QUEUE")
@@ -149,6 +152,25 @@ def parser() -> argparse.ArgumentParser:
     add("queue", metavar="QUEUE")
     filters(add)
     add("--all", action="store_true", help="all of them")
+
+    add = command(
+        commands,
+        "ping",
+        _ping,
+        "ask the workers of this host which release they run, and wait until the right one answers",
+        "Each queue is asked on every server; one answer is enough. A worker answers between two jobs, so a "
+        "backlog does not matter. Exit status 0 when every queue was answered from the release, else 1.",
+    )
+    add("--release", required=True, metavar="NAME", help="the release that must answer: its folder's name")
+    add("--queue", dest="queues", nargs="+", action="extend", metavar="QUEUE", help="default: all of them")
+    add("--deploy", metavar="ID", help="say in the workers' logs which deploy asked")
+    add(
+        "--timeout",
+        type=_seconds,
+        metavar="S",
+        help="give up after so many seconds (default: the longest job_timeout of the queues, and 10)",
+    )
+    add("--json", action="store_true", help="a JSON object for each queue")
 
     add = command(
         commands,
@@ -211,6 +233,7 @@ def _open(given: argparse.Namespace, environ: Mapping[str, str]) -> Queue:
     if url and (servers or namespace):
         raise UsageError("--url goes without --servers and --namespace, since it says both")
     found = _settings(given, environ, bool(url or (servers and namespace)))
+    given.settings = found
     queues = found.queues.values() if found else ()
     if url:
         return Queue.open(url, queues=queues)
@@ -248,10 +271,13 @@ def _count_queues(store: Queue, given: argparse.Namespace) -> int:
     queues = given.queues or list(store.queues)
     if not queues:
         raise UsageError("name the queues; there is no settings file that does")
-    found = {queue: store.count(queue) for queue in queues}
     if given.json:
-        print(json.dumps({queue: vars(counts) for queue, counts in found.items()}))
+        numbers = sample(store, queues)
+        print(json.dumps(numbers))
+        if numbers["failed_servers"]:
+            raise Failed(" ".join(failed["reason"] for failed in numbers["failed_servers"]))
         return EX_OK
+    found = {queue: store.count(queue) for queue in queues}
     rows = [("QUEUE", "READY", "RESERVED", "DELAYED", "PARKED", "")]
     for queue, counts in found.items():
         delays = ", ".join(f"{delay} s: {number}" for delay, number in counts.delayed.items() if number)
@@ -397,6 +423,30 @@ def _each(
     return done
 
 
+def _ping(store: Queue, given: argparse.Namespace) -> int:
+    if not isinstance(store, KestrelStore):
+        raise UsageError("only queues that are kept by Kestrel know pings")
+    found: Settings | None = given.settings
+    queues = list(dict.fromkeys(given.queues or store.queues))
+    if not queues:
+        raise UsageError("name the queues with --queue; there is no settings file that does")
+    described = [store.described(queue) for queue in queues]
+    timeout = given.timeout or max(queue.job_timeout for queue in described) + ping.MARGIN
+
+    def tell(asked: ping.Asked) -> None:
+        print(json.dumps(asked.as_json()) if given.json else one_line(asked.as_text()), flush=True)
+
+    def warn(text: str) -> None:
+        print(f"jobs: {one_line(text)}", file=sys.stderr, flush=True)
+
+    host = found.host if found else socket.gethostname()
+    try:
+        asked = ping.ask(store, queues, host, given.release, timeout, tell, warn, given.deploy)
+    except ValueError as exc:
+        raise UsageError(f"--deploy {given.deploy!r}: {exc}") from None
+    return EX_OK if all(one.answer for one in asked) else EX_FAILED
+
+
 def _dump(store: Queue, given: argparse.Namespace) -> int:
     counts = store.count(given.queue)
     total = counts.parked if given.parked else counts.ready
@@ -448,6 +498,12 @@ def _time(milliseconds: int) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000))
     except (ValueError, OverflowError, OSError):
         return str(milliseconds)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text) or float(text) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return float(text)
 
 
 def _count(text: str) -> int:
