@@ -155,9 +155,60 @@ def test_count_shows_every_queue_of_the_settings_file(store, config):
         ["hello_world", "0", "1", "0", "0"],
     ]
     worker.drop()
-    assert json.loads(jobs("count", "mail", "--json", config=config)) == {
-        "mail": {"ready": 3, "reserved": 0, "delayed": {"10": 1, "600": 0}, "parked": 1}
-    }
+
+
+def test_count_as_json_has_ages_and_each_servers_numbers(store, brokers, config):
+    start = now_ms()
+    for late in (5000, 3000):
+        store.put("mail", envelope(enqueued_at=start - late).encode())
+    store.put("mail", envelope().encode(), delay=10)
+    park(store)
+    # What the stack makes for itself beside a queue is no backlog.
+    for broker in brokers:
+        broker.raw(b"set shop_mail_ping_worker1 0 0 2\r\n{}\r\n")
+    found = json.loads(jobs("count", "mail", "hello_world", "--json", config=config))
+    assert found["failed_servers"] == []
+    mail = found["queues"]["mail"]
+    assert set(mail.pop("servers")) == {broker.address for broker in brokers}
+    assert 3 <= mail.pop("oldest_s") <= 5 + (now_ms() - start) / 1000
+    assert mail == {"items": 2, "open": 0, "errors": 1, "retries": 1, "delayed": {"10": 1, "600": 0}}
+    empty = found["queues"]["hello_world"]
+    assert (empty["items"], empty["oldest_s"]) == (0, None)
+    numbers = [server["items"] for server in empty["servers"].values()]
+    assert numbers == [0] * len(brokers)
+
+
+def test_count_as_json_takes_the_time_since_a_delayed_job_was_due(store, config):
+    start = now_ms()
+    store.put("mail", envelope(enqueued_at=start - 600_000, due_at=start - 1000).encode())
+    found = json.loads(jobs("count", "mail", "--json", config=config))["queues"]["mail"]
+    assert 1 <= found["oldest_s"] <= 1 + (now_ms() - start) / 1000
+
+
+def test_count_as_json_knows_no_age_of_what_is_no_job(store, config):
+    store.put("mail", b"no job")
+    found = json.loads(jobs("count", "mail", "--json", config=config))["queues"]["mail"]
+    assert (found["items"], found["oldest_s"]) == (1, None)
+
+
+def test_count_as_json_has_what_the_other_servers_said_when_one_is_away(store, brokers, config):
+    store.put("mail", envelope().encode())
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+        away = f"127.0.0.1:{closing.getsockname()[1]}"
+    servers = ",".join([brokers[0].address, away, brokers[1].address])
+    run = subprocess.run(
+        command("count", "mail", "--json", "--servers", servers),
+        env=environment(config),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = json.loads(run.stdout)
+    assert run.returncode == 1
+    assert found["queues"]["mail"]["items"] == 1
+    assert set(found["queues"]["mail"]["servers"]) == {brokers[0].address, brokers[1].address}
+    assert [failed["server"] for failed in found["failed_servers"]] == [away]
+    assert re.fullmatch(rf"jobs: {away} is not reachable: [^\n]+\n", run.stderr)
 
 
 def test_peek_prints_the_next_job_and_leaves_it(store, brokers, config):

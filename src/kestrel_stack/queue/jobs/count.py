@@ -17,10 +17,10 @@ ADDED = ("items", "open", "errors", "retries")
 def sample(store: Queue, queues: Sequence[str]) -> dict[str, Any]:
     """Return the numbers of `queues` and the servers that gave none; all servers are asked at once.
 
-    ``{"queues": {NAME: {"items", "open", "errors", "retries", "delayed", "oldest_s", "servers": {ADDRESS: …}}},
-    "failed_servers": [{"server", "reason"}]}``. `items` are ready to be taken, `open` in workers' hands,
-    `errors` parked, `retries` wait for a delay, in seconds in `delayed`. `oldest_s` is for how many seconds the
-    next item has been ready; None when there is none, or one that is no job. Raises `InvalidQueueName`.
+    It is ``{"queues": {NAME: NUMBERS and "servers": {ADDRESS: NUMBERS}}, "failed_servers": [{"server",
+    "reason"}]}`` with these NUMBERS: `items` are ready to be taken, `open` are in workers' hands, `errors`
+    are parked, `retries` wait for a delay, by its seconds in `delayed`. `oldest_s` is for how many seconds
+    the next item has been ready; None when there is none, or one that is no job. Raises `InvalidQueueName`.
     """
     for queue in queues:
         store.name(queue)
