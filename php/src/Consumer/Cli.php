@@ -145,7 +145,17 @@ final class Cli
             $queues[] = $plan->store->worker($name, $plan->start);
         }
         $queue = count($queues) === 1 ? $queues[0] : new PriorityQueue($queues);
-        $worker = new Worker($queue, $plan->rules, $runner, $signals, $writer, $plan->limits, $started, $reporter);
+        $worker = new Worker(
+            $queue,
+            $plan->rules,
+            $runner,
+            $signals,
+            $writer,
+            $plan->limits,
+            $started,
+            $reporter,
+            $plan->limits->once ? null : self::responder($plan, $log),
+        );
         $log->info('worker begins', [
             'queue' => $queue->name(),
             'app' => $plan->app,
@@ -171,6 +181,20 @@ final class Cli
             $reporter?->close();
         }
         return self::EX_OK;
+    }
+
+    /** Return what answers the pings for the first queue, null when its name is too long for theirs. */
+    private static function responder(Plan $plan, Log $log): ?Responder
+    {
+        try {
+            Names::ping((string) array_key_first($plan->rules), $plan->host);
+        } catch (QueueError $exc) {
+            $log->warning('pings are not answered', ['error' => $exc->getMessage()]);
+            return null;
+        }
+        // The physical folder: `current` may have been moved on since this worker was started.
+        $release = basename((string) getcwd());
+        return new Responder($plan->queues[0], $plan->host, $release === '' ? '/' : $release, (int) getmypid(), $log);
     }
 
     /**

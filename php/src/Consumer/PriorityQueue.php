@@ -135,6 +135,17 @@ final class PriorityQueue implements JobQueue
         }
     }
 
+    /** For the first queue: the others have workers of their own. */
+    public function pingsDue(): bool
+    {
+        return $this->queues[0]->pingsDue();
+    }
+
+    public function answerPings(string $host, \Closure $answer): void
+    {
+        $this->queues[0]->answerPings($host, $answer);
+    }
+
     private function justLooked(int $number): bool
     {
         return !$this->idle

@@ -24,6 +24,8 @@ final class Worker
 {
     /** Seconds that a server is asked to wait for an item. TERM is heeded after as long. */
     public const WAIT = 0.25;
+    /** Seconds that a worker with a rate limit waits at a time, so that a ping is answered meanwhile. */
+    public const LOOK_FOR_PINGS = 1.0;
 
     private const LOST = 'The connection was lost while the job ran: it will be delivered again.';
 
@@ -36,7 +38,11 @@ final class Worker
     private float $nextAt = 0.0;
     private ?Reservation $unconfirmed = null;
 
-    /** @param array<string, Rules> $rules those of each queue that items come from, by its name on the server */
+    /**
+     * `$responder` answers pings between jobs and while there is none; without it nobody does.
+     *
+     * @param array<string, Rules> $rules those of each queue that items come from, by its name on the server
+     */
     public function __construct(
         private readonly JobQueue $queue,
         private readonly array $rules,
@@ -46,6 +52,7 @@ final class Worker
         private readonly Limits $limits,
         ?float $started = null,
         private readonly ?Reporter $reporter = null,
+        private readonly ?Responder $responder = null,
     ) {
         $this->log = $writer->log();
         $this->started = $started ?? self::now();
@@ -82,9 +89,14 @@ final class Worker
         if (!$this->childReady()) {
             return;
         }
+        if ($this->responder !== null && $this->queue->pingsDue()) {
+            // Nothing is reserved meanwhile: a connection that ends here must not bring a done job back.
+            $this->confirm();
+            $this->queue->answerPings($this->responder->host, $this->responder->answer(...));
+        }
         if ($this->nextAt > 0 && ($pause = $this->nextAt - self::now()) > 0) {
             $this->confirm();
-            $this->runner->wait($pause);
+            $this->runner->wait(min($pause, self::LOOK_FOR_PINGS));
             return;
         }
         $reservation = $this->reserve();

@@ -121,6 +121,15 @@ final class BeanstalkdQueue implements JobQueue
         $this->writer->drop();
     }
 
+    public function pingsDue(): bool
+    {
+        return false;
+    }
+
+    public function answerPings(string $host, \Closure $answer): void
+    {
+    }
+
     private function check(Reservation $reservation): void
     {
         if ($this->lost($reservation)) {

@@ -66,4 +66,17 @@ interface JobQueue
 
     /** Closes all connections; a reserved item goes back to its queue. */
     public function drop(): void;
+
+    /** Says whether it is time to look for pings where items are taken from. Sends nothing. */
+    public function pingsDue(): bool;
+
+    /**
+     * Has `$answer` reply to the pings for the workers of this queue on `$host`; null is no reply.
+     *
+     * Call it with nothing reserved: when the connection ends meanwhile, that is for `reserve` to find. Most kinds of
+     * queue know no pings.
+     *
+     * @param \Closure(string): ?string $answer
+     */
+    public function answerPings(string $host, \Closure $answer): void;
 }

@@ -23,6 +23,12 @@ final class KestrelQueue implements JobQueue
     public const DWELL = 10.0;
     /** Seconds that one server gets to take a record or a retry; with TERM at hand nobody waits for long. */
     public const WRITE_TIMEOUT = 3.0;
+    /** Seconds between two looks for pings at the same server. */
+    public const PING_PAUSE = 1.0;
+    /** Seconds that one look may take while there are pings: a thousand of them must not hold up the jobs. */
+    public const PING_TIME = 0.05;
+    /** Seconds after which an answer that nobody took is gone. */
+    public const PING_EXPIRES = 60;
 
     private readonly string $name;
     private readonly string $errors;
@@ -33,6 +39,8 @@ final class KestrelQueue implements JobQueue
     private ?Client $writer = null;
     private float $arrived = 0.0;
     private bool $empty = false;
+    /** @var array<string, float> */
+    private array $pingAt = [];
     private int $tickets = 0;
     private int $heldTicket = 0;
     private int $heldConnection = 0;
@@ -172,6 +180,50 @@ final class KestrelQueue implements JobQueue
     {
         $this->leave();
         $this->dropWriter();
+    }
+
+    /** Says whether the server that is read from was not looked at for pings within `PING_PAUSE`. */
+    public function pingsDue(): bool
+    {
+        return $this->reader !== null && Clock::now() >= ($this->pingAt[(string) $this->reader->server()] ?? 0.0);
+    }
+
+    /**
+     * For at most `PING_TIME` if there are many. Without one it is one question on the connection that stands already,
+     * about one queue.
+     */
+    public function answerPings(string $host, \Closure $answer): void
+    {
+        $reader = $this->reader;
+        if ($reader === null) {
+            return;
+        }
+        $began = Clock::now();
+        $this->pingAt[(string) $reader->server()] = $began + self::PING_PAUSE;
+        $queue = Names::ping($this->name, $host);
+        try {
+            for ($left = $reader->items($queue); $left > 0; $left--) {
+                $body = $reader->get($queue);
+                if ($body === null) {
+                    // They had expired. A look is what made them go, so it also removes what they were in.
+                    $reader->delete($queue);
+                    return;
+                }
+                $said = $answer($body);
+                if ($said !== null) {
+                    try {
+                        $reader->set(Names::pingAnswers($queue), $said, self::PING_EXPIRES);
+                    } catch (QueueFull) {
+                        // Then whoever asked asks again.
+                    }
+                }
+                if (Clock::now() - $began > self::PING_TIME) {
+                    return;
+                }
+            }
+        } catch (ServerUnavailable | ProtocolError) {
+            $this->leave();
+        }
     }
 
     private function write(Reservation $reservation, string $queue, string $data): void

@@ -96,6 +96,15 @@ final class MemoryQueue implements JobQueue
         }
     }
 
+    public function pingsDue(): bool
+    {
+        return false;
+    }
+
+    public function answerPings(string $host, \Closure $answer): void
+    {
+    }
+
     private function check(Reservation $reservation): void
     {
         if ($this->lost($reservation)) {

@@ -11,13 +11,16 @@ use KestrelStack\Queue\Errors\InvalidQueueName;
  *
  * A queue `mail` of the namespace `shop` is `shop_mail` on the server; what could not be done is parked in
  * `shop_mail_errors`. Kestrel itself forbids `.`, `/` and `~` by closing the connection, and makes a fanout queue of a
- * name with `+` (source: observed on Kestrel 2.4.1): only a narrow set of characters gets there.
+ * name with `+` (source: observed on Kestrel 2.4.1): only a narrow set of characters gets there. Pings for the workers
+ * of a host are in `shop_mail_ping_<host>`.
  */
 final class Names
 {
     /** Longest name on a server, in bytes: it becomes a file's name there, which with its suffixes ends at 255. */
     public const MAX_BYTES = 200;
 
+    /** As much of a host's name is in that of a ping queue; role kestrel gives limits to the same names. */
+    private const HOST_CHARACTERS = 64;
     private const RESERVED = '/_(?:errors|retry_[0-9]+|ping_.*)\z/';
 
     /** Returns `$name` when a server may see it. @throws InvalidQueueName */
@@ -77,5 +80,20 @@ final class Names
             throw new InvalidQueueName("A retry delay is a whole number of seconds from 1 on, not $seconds.");
         }
         return self::check("{$name}_retry_$seconds");
+    }
+
+    /** Returns the queue where the workers of the server's queue `$name` on `$host` look for pings. */
+    public static function ping(string $name, string $host): string
+    {
+        $host = preg_replace('/[^A-Za-z0-9_-]/u', '-', $host) ?? preg_replace('/[^A-Za-z0-9_-]/', '-', $host);
+        $made = self::check("{$name}_ping_" . substr((string) $host, 0, self::HOST_CHARACTERS));
+        self::pingAnswers($made);
+        return $made;
+    }
+
+    /** Returns the queue where pings of `$pingQueue` are answered. */
+    public static function pingAnswers(string $pingQueue): string
+    {
+        return self::check("{$pingQueue}_answer");
     }
 }

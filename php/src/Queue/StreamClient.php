@@ -119,8 +119,18 @@ final class StreamClient implements Client
 
     public function items(string $queue): int
     {
-        Names::check($queue);
-        return (int) ($this->stats()["queue_{$queue}_items"] ?? 0);
+        // Not by `stats`, which has the numbers of every queue; and nothing that takes, since Kestrel makes a queue
+        // that is asked for an item.
+        $this->send('dump_stats ' . Names::check($queue) . "\r\n");
+        $line = $this->wire->line();
+        $this->expect(explode(' ', $line)[0], 'queue', $line);
+        $items = 0;
+        while (($line = $this->wire->line()) !== 'END') {
+            if (preg_match('/\A\s*items=([0-9]{1,18})\z/', $line, $match) === 1) {
+                $items = (int) $match[1];
+            }
+        }
+        return $items;
     }
 
     public function limit(float $connect, float $read): void
