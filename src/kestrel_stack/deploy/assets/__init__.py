@@ -1,5 +1,7 @@
 """Static content: names by content, rewritten references, compressed copies, and their way to a CDN."""
 
-from .spec import AssetsSpec
+from .compile import FOLDER, MANIFESTS, compile_assets
+from .publish import publish
+from .spec import AssetsSpec, parse_assets
 
-__all__ = ["AssetsSpec"]
+__all__ = ["FOLDER", "MANIFESTS", "AssetsSpec", "compile_assets", "parse_assets", "publish"]
