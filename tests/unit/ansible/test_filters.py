@@ -173,9 +173,9 @@ def test_a_bad_queue_is_one_sentence_with_its_name_and_the_fix(queues, sentence)
 
 
 def test_a_name_that_would_not_fit_with_its_suffixes_is_refused():
-    [problem] = filters.queue_problems([{"name": "m" * 126}], "shop")
-    assert "has 131 bytes" in problem
-    assert filters.queue_problems([{"name": "m" * 125}], "shop") == []
+    [problem] = filters.queue_problems([{"name": "m" * 119}], "shop")
+    assert "has 124 bytes" in problem
+    assert filters.queue_problems([{"name": "m" * 118}], "shop") == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kestrel_stack.queue import names, settings
+from kestrel_stack.queue import names, pings, settings
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord
 from support import ansible_filters
 
@@ -42,11 +42,15 @@ def test_every_queue_of_a_description_is_listed_with_those_that_belong_to_it():
         ("shop_mail_retry_60", "retry"),
         ("shop_mail_errors", "errors"),
         ("shop_mail_ping_worker1", "ping"),
+        ("shop_mail_ping_worker1_answer", "ping"),
         ("shop_mail_ping_worker2-example-com", "ping"),
+        ("shop_mail_ping_worker2-example-com_answer", "ping"),
         ("shop_import", "main"),
         ("shop_import_errors", "errors"),
         ("shop_import_ping_worker1", "ping"),
+        ("shop_import_ping_worker1_answer", "ping"),
         ("shop_import_ping_worker2-example-com", "ping"),
+        ("shop_import_ping_worker2-example-com_answer", "ping"),
         ("", "default"),
     ]
 
@@ -55,6 +59,18 @@ def test_the_names_are_those_that_consumers_use():
     listed = {queue["name"] for queue in server({"name": "mail", "retry_delays": [10]})}
     main = names.make("shop", "mail")
     assert {main, names.errors(main), names.retry(main, 10)} <= listed
+
+
+@pytest.mark.parametrize("host", ["worker1", "worker2.example.com", "w_1", "a" * 63 + ".example.com"])
+def test_the_ping_queues_are_those_that_workers_look_at(host):
+    listed = {queue["name"] for queue in server({"name": "mail"}, hosts=[host]) if queue["kind"] == "ping"}
+    asked = names.ping(names.make("shop", "mail"), host)
+    assert listed == {asked, names.ping_answers(asked)}
+
+
+def test_the_longest_name_of_a_description_has_room_for_its_pings():
+    longest = filters.SERVER_NAME_LIMIT - filters.SUFFIX_RESERVE - len("shop_")
+    assert len(names.ping_answers(names.ping(names.make("shop", "q" * longest), "h" * 80))) == 200
 
 
 def test_every_queue_has_the_same_complete_settings():
@@ -78,9 +94,14 @@ def test_a_fanout_has_its_parents_limits_and_keeps_items_where_the_parent_keeps_
 
 
 def test_pings_are_small_and_short_lived():
-    ping = one("shop_mail_ping_w", {"name": "mail"}, hosts=["w"])
-    assert (ping["max_items"], ping["max_age"], ping["discard_old_when_full"]) == (100, 60, True)
-    assert ping["max_memory_size"] == MB
+    for name in ("shop_mail_ping_w", "shop_mail_ping_w_answer"):
+        ping = one(name, {"name": "mail"}, hosts=["w"])
+        assert (ping["max_items"], ping["max_age"], ping["discard_old_when_full"]) == (
+            100,
+            pings.EXPIRES,
+            True,
+        )
+        assert (ping["max_item_size"], ping["max_memory_size"]) == (pings.MAX_BYTES, MB // 2)
 
 
 def test_what_the_description_states_is_what_the_server_gets():

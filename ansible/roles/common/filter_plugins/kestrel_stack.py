@@ -51,11 +51,11 @@ RETRY_GROWTH = 4 * _KB
 ERROR_TEXT = 256 * _KB
 # Where the inventory states no memory for a queue, it is enough for this many of its largest items.
 LEAST_ITEMS = 4
-# A ping is a few hundred bytes, is answered within seconds, and is of no use later.
+# A ping or its answer is a few hundred bytes, is taken within seconds, and is of no use later.
 PING_SETTINGS: dict[str, Any] = {
     "max_items": 100,
-    "max_item_size": 64 * _KB,
-    "max_memory_size": 1 * _MB,
+    "max_item_size": 4 * _KB,
+    "max_memory_size": _MB // 2,
     "max_age": 60,
     "discard_old_when_full": True,
 }
@@ -97,9 +97,10 @@ _NOT_A_WORKERS = {
 # Of the other entries, what a producer goes by, which a job may be.
 _PRODUCERS = ("name", "retry_delays", "max_item_size")
 
-# Bytes of a name on the server. The longest suffix we add is `_ping_<host>`, with up to 64 for the host.
+# Bytes of a name on the server. The longest suffix we add is `_ping_<host>_answer`, with up to 64 for the
+# host.
 SERVER_NAME_LIMIT = 200
-SUFFIX_RESERVE = len("_ping_") + 64
+SUFFIX_RESERVE = len("_ping_") + 64 + len("_answer")
 
 SUPPORTED_DEBIAN = ("12", "13")
 SUPPORTED_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -428,7 +429,7 @@ def age_seconds(age: Any) -> int:
 
 
 def ping_suffix(host: str) -> str:
-    """Return a host as the name of a ping queue has it: Kestrel does not allow a host name's dots."""
+    """Return a host as a ping queue's name has it, as for the workers: Kestrel does not allow dots."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", str(host))[:64]
 
 
@@ -480,8 +481,8 @@ def server_queues(
     `sizes` has kestrel_max_memory_size, kestrel_side_max_memory_size, kestrel_default_journal_size and
     kestrel_max_journal_size; `hosts` are those of group consumers. For each entry of the description there
     are, in this order, the queue itself, its fanouts (which have its limits), one queue for each retry delay,
-    one for parked jobs, one for the pings of each host. The last entry, with the name "", is for queues that
-    nobody described.
+    one for parked jobs, one for the pings of each host and one for their answers. The last entry, with the
+    name "", is for queues that nobody described.
 
     Delay queues and those of parked jobs have no limit of items and no expiry: a job that could not be
     written there would have to stay open. They have a limit of bytes, as every queue (see `_with_journal`): a
@@ -523,7 +524,8 @@ def server_queues(
         for host in dict.fromkeys(ping_suffix(host) for host in hosts):
             item = PING_SETTINGS["max_item_size"]
             ping = {key: value for key, value in PING_SETTINGS.items() if not key.startswith("max_m")}
-            add(f"{name}_ping_{host}", "ping", {**_settings(PING_SETTINGS["max_memory_size"], item), **ping})
+            for of_host in (f"{name}_ping_{host}", f"{name}_ping_{host}_answer"):
+                add(of_host, "ping", {**_settings(PING_SETTINGS["max_memory_size"], item), **ping})
     item = ITEM_SIZE + RETRY_GROWTH
     add("", "default", _settings(max(side_memory, LEAST_ITEMS * item), item))
     return listed
