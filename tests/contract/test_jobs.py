@@ -15,6 +15,7 @@ from kestrel_stack.consumer.retry import next_delay
 from kestrel_stack.queue import names
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord, again, faults, parked_faults
 from kestrel_stack.queue.errors import InvalidEnvelope, InvalidJob, InvalidParkedRecord, InvalidQueueName
+from kestrel_stack.queue.pings import Ping, PingAnswer
 
 CASES = Path(__file__).parent / "jobs"
 
@@ -33,6 +34,8 @@ def validator(name):
 
 ENVELOPE = validator("envelope-v1.json")
 PARKED = validator("parked-v1.json")
+PING = validator("ping-v1.json")
+PING_ANSWER = validator("ping-answer-v1.json")
 
 
 @pytest.mark.parametrize("case", cases("envelopes.json", "valid"))
@@ -84,6 +87,40 @@ def test_a_queue_gets_its_name_on_the_server(case):
 @pytest.mark.parametrize("case", cases("names.json", "retry"))
 def test_a_retry_queue_gets_its_name_on_the_server(case):
     assert names.retry(case["name"], case["seconds"]) == case["retry"]
+
+
+@pytest.mark.parametrize("case", cases("names.json", "ping"))
+def test_a_ping_queue_gets_its_name_on_the_server(case):
+    made = names.ping(case["name"], case["host"])
+    assert (made, names.ping_answers(made)) == (case["ping"], case["answers"])
+
+
+@pytest.mark.parametrize("case", cases("names.json", "ping_too_long"))
+def test_a_ping_queue_whose_answers_would_have_too_long_a_name_is_refused(case):
+    with pytest.raises(InvalidQueueName):
+        names.ping(case["name"], case["host"])
+
+
+@pytest.mark.parametrize("case", cases("pings.json", "valid"))
+def test_a_ping_is_read_and_written_back_with_the_same_meaning(case):
+    body = base64.b64decode(case["body_b64"])
+    assert Ping.decode(body) == Ping(case["id"], case["deploy"])
+    assert json.loads(Ping(case["id"], case["deploy"]).encode()) == json.loads(body)
+    assert PING.is_valid(json.loads(body))
+
+
+@pytest.mark.parametrize("case", cases("pings.json", "invalid"))
+def test_what_is_no_ping_is_not_taken_for_one(case):
+    assert Ping.decode(base64.b64decode(case["body_b64"])) is None
+
+
+@pytest.mark.parametrize("case", cases("pings.json", "answers"))
+def test_a_ping_is_answered(case):
+    ping = Ping.decode(base64.b64decode(case["ping_b64"]))
+    answer = PingAnswer(id=ping.id, deploy=ping.deploy, **case["worker"])
+    assert json.loads(answer.encode()) == case["answer"]
+    assert PingAnswer.decode(answer.encode()) == answer
+    assert PING_ANSWER.is_valid(case["answer"])
 
 
 @pytest.mark.parametrize("case", cases("names.json", "invalid"))
@@ -168,6 +205,29 @@ def test_the_envelope_checks_and_their_schema_agree_on_anything(content):
 @given(mutations(json.loads(ParkedRecord("why", b"x").encode())) | JSON_VALUES)
 def test_the_parked_record_checks_and_their_schema_agree_on_anything(content):
     assert (parked_faults(content) == []) == PARKED.is_valid(content)
+
+
+A_PING = {"v": 1, "id": "6f9f9f9e-1c1d-4a4b-8c8d-0123456789ab", "deploy": "d"}
+AN_ANSWER = A_PING | {"release": "r", "pid": 1, "language": "php", "queue": "q", "host": "h"}
+
+
+@settings(max_examples=300, deadline=None)
+@given(mutations(A_PING) | JSON_VALUES)
+def test_the_ping_checks_and_their_schema_agree_on_anything(content):
+    assert (Ping.decode(json.dumps(content).encode()) is not None) == PING.is_valid(content)
+
+
+@settings(max_examples=300, deadline=None)
+@given(mutations(AN_ANSWER) | JSON_VALUES)
+def test_the_answer_checks_and_their_schema_agree_on_anything(content):
+    assert (PingAnswer.decode(json.dumps(content).encode()) is not None) == PING_ANSWER.is_valid(content)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_no_bytes_make_the_pings_fail_otherwise_than_by_being_none(body):
+    assert Ping.decode(body) is None
+    assert PingAnswer.decode(body) is None
 
 
 @settings(max_examples=200, deadline=None)

@@ -10,6 +10,7 @@ use KestrelStack\Queue\Errors\InvalidParkedRecord;
 use KestrelStack\Queue\Errors\InvalidQueueName;
 use KestrelStack\Queue\Names;
 use KestrelStack\Queue\ParkedRecord;
+use KestrelStack\Queue\Ping;
 use KestrelStack\Tests\Support\Cases;
 use PHPUnit\Framework\TestCase;
 
@@ -190,6 +191,68 @@ final class ContractTest extends TestCase
     public function testARetryQueueGetsItsNameOnTheServer(\stdClass $case): void
     {
         self::assertSame($case->retry, Names::retry($case->name, $case->seconds));
+    }
+
+    public static function pingNames(): array
+    {
+        return Cases::of('names.json', 'ping');
+    }
+
+    /** @dataProvider pingNames */
+    public function testAPingQueueGetsItsNameOnTheServer(\stdClass $case): void
+    {
+        $name = Names::ping($case->name, $case->host);
+        self::assertSame($case->ping, $name);
+        self::assertSame($case->answers, Names::pingAnswers($name));
+    }
+
+    public static function tooLongPingNames(): array
+    {
+        return Cases::of('names.json', 'ping_too_long');
+    }
+
+    /** @dataProvider tooLongPingNames */
+    public function testAPingQueueWhoseAnswersWouldHaveTooLongANameIsRefused(\stdClass $case): void
+    {
+        $this->expectException(InvalidQueueName::class);
+        Names::ping($case->name, $case->host);
+    }
+
+    public static function validPings(): array
+    {
+        return Cases::of('pings.json', 'valid');
+    }
+
+    /** @dataProvider validPings */
+    public function testAPingIsRead(\stdClass $case): void
+    {
+        $ping = Ping::decode(base64_decode($case->body_b64));
+        self::assertNotNull($ping);
+        self::assertSame([$case->id, $case->deploy], [$ping->id, $ping->deploy]);
+    }
+
+    public static function invalidPings(): array
+    {
+        return Cases::of('pings.json', 'invalid');
+    }
+
+    /** @dataProvider invalidPings */
+    public function testWhatIsNoPingIsNotTakenForOne(\stdClass $case): void
+    {
+        self::assertNull(Ping::decode(base64_decode($case->body_b64)));
+    }
+
+    public static function answers(): array
+    {
+        return Cases::of('pings.json', 'answers');
+    }
+
+    /** @dataProvider answers */
+    public function testAPingIsAnswered(\stdClass $case): void
+    {
+        $ping = Ping::decode(base64_decode($case->ping_b64));
+        self::assertNotNull($ping);
+        self::assertEquals($case->answer, json_decode($ping->answered(...(array) $case->worker)));
     }
 
     public static function invalidNames(): array
