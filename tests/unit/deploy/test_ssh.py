@@ -222,11 +222,30 @@ def test_much_output_on_both_sides_arrives_whole(machine):
 def test_an_upload_arrives_as_it_is(machine, tmp_path):
     data = tmp_path / "data"
     data.write_bytes(bytes(range(256)) * 20000)
-    result = run(machine.remote(), "sha256sum; wc -c </dev/null", upload=data)
+    size = data.stat().st_size
+    sent = []
+    script = f"head -c {size} | sha256sum"
+    result = run(machine.remote(), script, upload=data, on_sent=sent.append)
     expected = subprocess.run(
         ["sha256sum"], stdin=data.open("rb"), capture_output=True, text=True, check=True
     )
     assert result.lines[0] == expected.stdout.strip()
+    assert sum(sent) == size
+
+
+def test_after_its_upload_a_script_has_a_lifeline_like_any_other(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(ssh, "KEEPALIVE", 0.1)
+    data = tmp_path / "data"
+    data.write_bytes(b"upload\n")
+    cancel = threading.Event()
+    with pytest.raises(Cancelled) as caught:
+        run(
+            machine.remote(cancel=cancel),
+            "head -c 7; read -r _ && echo alive; while read -r _; do :; done; echo in order",
+            upload=data,
+            on_line=lambda line: cancel.set() if line == "alive" else None,
+        )
+    assert caught.value.result.lines == ("upload", "alive", "in order")
 
 
 def test_an_upload_that_the_script_does_not_take_is_the_scripts_failure(machine, tmp_path):
@@ -293,7 +312,7 @@ def test_work_on_many_hosts_is_capped_and_every_error_is_kept():
             raise ValueError(number)
         return number * 10
 
-    results, errors = ssh.on_all(range(24), work, threading.Event())
-    assert max(most) == ssh.PARALLEL
+    results, errors = ssh.on_all(range(24), work, threading.Event(), parallel=8)
+    assert max(most) == 8
     assert results == {number: number * 10 for number in range(0, 24, 2)}
     assert sorted(errors) == list(range(1, 24, 2))
