@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from support.deploy_lab import GROUPS, HOSTS, app, lab  # noqa: F401 - fixtures
+from support.deploy_lab import GROUPS, HOSTS, PROCESSES, app, lab  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.docker
 
@@ -93,11 +93,11 @@ def test_status_and_releases_show_how_every_host_stands(lab, app):  # noqa: F811
             None,
         )
         assert [(group["group"], group["running"]) for group in host["groups"]] == [
-            (group, 1) for group in GROUPS
+            (group, PROCESSES[group]) for group in GROUPS
         ]
     shown = lab.fab("status").text
     assert shown.count(release) == 2
-    assert shown.count("shop_hello_world 1/1, shop_mail 1/1") == 2
+    assert shown.count("shop_hello_world 2/2, shop_mail 1/1") == 2
     assert "\x1b" not in shown
     row = next(line for line in lab.fab("releases").text.splitlines() if release in line)
     assert row.count("worker1, worker2") == 2

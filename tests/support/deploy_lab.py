@@ -1,7 +1,8 @@
-"""Two hosts in containers, set up by site.yml, to deploy to over real SSH."""
+"""Hosts in containers, set up by site.yml, to deploy to over real SSH: a queue, two or three with workers."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,12 +17,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.deploy import FAB, ROOT, GitApp
+from kestrel_stack.lab import inventory
+from support.deploy import FAB, JOBS, ROOT, GitApp
+from support.load import NOTE_JOB, Load, Note, parse_notes
+from support.tcp_proxy import TcpProxy
 
 HOSTS = ("worker1", "worker2")
+"""The hosts of the environment that is deployed to unless a test says otherwise."""
+THREE = (*HOSTS, "worker3")
+QUEUE_HOST = "queue1"
 # Few and short: a test waits for each worker to outlive supervisor's startsecs.
-QUEUES = [{"name": "hello_world", "job_timeout": 20}, {"name": "mail", "job_timeout": 20}]
-GROUPS = ("shop_hello_world", "shop_mail")
+QUEUES = [
+    {"name": "hello_world", "job_timeout": 20, "processes": 2, "retry_delays": [1, 5]},
+    {"name": "mail", "job_timeout": 20, "retry_delays": [1, 5]},
+]
+PROCESSES = {"shop_hello_world": 2, "shop_mail": 1}
+GROUPS = tuple(PROCESSES)
+SHARES = {"hello_world": 9, "mail": 1}
+"""Of ten jobs of the load, how many go to which queue."""
 
 
 class Fab:
@@ -83,32 +96,45 @@ class DeployLab:
     """The hosts, and what a test does to them."""
 
     def __init__(self, folder: Path) -> None:
-        self.inventory = folder
+        self.whole = folder / "whole"
+        """The inventory with three hosts to deploy to; what the containers are made from."""
+        self.inventory = folder / "pair"
+        """The inventory with the first two of them."""
         self.ssh_config = Path()
+        self.addresses: dict[str, str] = {}
+        self.runs: list[Fab] = []
+        """Every fab that was started; a test may clear it."""
+        self.current_load: Load | None = None
 
     # --- making and removing ---------------------------------------------------------------------------
 
     def make(self) -> None:
-        (self.inventory / "group_vars").mkdir(parents=True)
+        self._write_inventory(self.whole, THREE)
+        self._program("-m", "kestrel_stack.lab", "hosts", "up", "--inventory", str(self.whole))
+        playbook = str(Path(sys.executable).with_name("ansible-playbook"))
+        self._checked([playbook, "-i", str(self.whole), "ansible/site.yml"])
+        made = yaml.safe_load((self.whole / "containers.yml").read_text())["all"]
+        self.ssh_config = Path(made["vars"]["deploy_ssh_config"])
+        self.addresses = {name: host["ansible_host"] for name, host in made["hosts"].items()}
+        self._write_inventory(self.inventory, HOSTS)
+        shutil.copy(self.whole / "containers.yml", self.inventory)
+
+    def _write_inventory(self, folder: Path, workers: tuple[str, ...]) -> None:
+        (folder / "group_vars").mkdir(parents=True)
         shared = yaml.safe_load((ROOT / "ansible/inventories/lab/group_vars/all.yml").read_text())
-        (self.inventory / "group_vars/all.yml").write_text(
-            yaml.safe_dump({**shared, "kestrel_stack_queues": QUEUES})
-        )
+        # The load comes from the machine that the tests run on, which is in no group.
+        ours = {"kestrel_stack_queues": QUEUES, "kestrel_firewall_port_from": ["172.16.0.0/12"]}
+        (folder / "group_vars/all.yml").write_text(yaml.safe_dump({**shared, **ours}))
         groups = {
-            "kestrel": {"hosts": {"worker1": None}},
-            "consumers": {"hosts": dict.fromkeys(HOSTS)},
+            "kestrel": {"hosts": {QUEUE_HOST: None}},
+            "consumers": {"hosts": dict.fromkeys(workers)},
             "app": {"children": {"consumers": None}},
         }
-        (self.inventory / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}))
-        self._program("-m", "kestrel_stack.lab", "hosts", "up", "--inventory", str(self.inventory))
-        playbook = str(Path(sys.executable).with_name("ansible-playbook"))
-        self._checked([playbook, "-i", str(self.inventory), "ansible/site.yml"])
-        made = yaml.safe_load((self.inventory / "containers.yml").read_text())
-        self.ssh_config = Path(made["all"]["vars"]["deploy_ssh_config"])
+        (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}, sort_keys=False))
 
     def remove(self) -> None:
-        self._program("-m", "kestrel_stack.lab", "hosts", "down", "--inventory", str(self.inventory))
-        shutil.rmtree(self.inventory)
+        self._program("-m", "kestrel_stack.lab", "hosts", "down", "--inventory", str(self.whole))
+        shutil.rmtree(self.whole.parent)
 
     def _program(self, *words: str) -> None:
         self._checked([sys.executable, *words])
@@ -128,7 +154,8 @@ class DeployLab:
     # --- fab -------------------------------------------------------------------------------------------
 
     def start(self, *words: str, env: Path | None = None, cwd: Path = ROOT) -> Fab:
-        return Fab((*words, f"--env={env or self.inventory}"), cwd)
+        self.runs.append(Fab((*words, f"--env={env or self.inventory}"), cwd))
+        return self.runs[-1]
 
     def fab(self, *words: str, env: Path | None = None, cwd: Path = ROOT) -> Done:
         run = self.start(*words, env=env, cwd=cwd)
@@ -139,9 +166,9 @@ class DeployLab:
     def deploy(self, app: GitApp, *words: str, **kwargs) -> Done:
         return self.fab("deploy", f"--app={app.path}", *words, **kwargs)
 
-    def deployed(self, app: GitApp, *words: str) -> str:
+    def deployed(self, app: GitApp, *words: str, **kwargs) -> str:
         """Deploy, expect it to go well, and return the new release."""
-        done = self.deploy(app, *words)
+        done = self.deploy(app, *words, **kwargs)
         assert done.code == 0, done.text
         return self.current(HOSTS[-1])
 
@@ -160,15 +187,54 @@ class DeployLab:
         assert not check or done.returncode == 0, f"{host}: {command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
+    def inside(self, host: str, command: str, *, check: bool = True, user: str = "root") -> str:
+        """Run a shell command in a host's container without SSH and sudo; return what it prints."""
+        done = subprocess.run(
+            ["docker", "exec", "--user", user, self.container(host), "sh", "-c", command],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{host}: {command}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def container(self, host: str) -> str:
+        return inventory.load(self.whole).container(host)
+
+    @contextlib.contextmanager
+    def frozen(self, host: str) -> Iterator[None]:
+        """A host that stands still, as one does whose hypervisor or disk hangs."""
+        subprocess.run(["docker", "pause", self.container(host)], check=True, capture_output=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["docker", "unpause", self.container(host)], check=True, capture_output=True)
+
+    @contextlib.contextmanager
+    def behind_proxy(self, host: str, folder: Path, **kwargs) -> Iterator[tuple[TcpProxy, Path]]:
+        """A proxy in front of a host's sshd, and an inventory that goes through it."""
+        with TcpProxy(self.addresses[host], 22, **kwargs) as proxy:
+            copy = folder / "proxied"
+            shutil.copytree(self.inventory, copy)
+            made = yaml.safe_load((copy / "containers.yml").read_text())
+            made["all"]["hosts"][host].update(ansible_host=proxy.address, ansible_port=proxy.port)
+            config = folder / "proxied_ssh_config"
+            config.write_text(f"Host {proxy.address}\n    HostKeyAlias {host}\n{self.ssh_config.read_text()}")
+            made["all"]["vars"]["deploy_ssh_config"] = str(config)
+            (copy / "containers.yml").write_text(yaml.safe_dump(made))
+            yield proxy, copy
+
     def current(self, host: str) -> str | None:
-        name = self.on(host, "readlink /srv/shop/current || true")
+        name = self.inside(host, "readlink /srv/shop/current || true")
         return name.removeprefix("releases/") or None
 
     def running(self, host: str) -> dict[str, list[str | None]]:
         """The release that each running worker's process really sits in, by group."""
         found: dict[str, list[str | None]] = {}
         for group in GROUPS:
-            data = json.loads(self.on(host, f"/usr/local/sbin/kestrel-stack-workers status {group}"))
+            data = json.loads(self.inside(host, f"/usr/local/sbin/kestrel-stack-workers status {group}"))
             found[group] = [p["release"] for p in data["processes"] if p["state"] == "RUNNING"]
         return found
 
@@ -176,13 +242,15 @@ class DeployLab:
         """Every worker of the hosts runs from the release, and current says so; None: nothing runs."""
         for host in hosts or HOSTS:
             assert self.current(host) == release, host
-            assert self.running(host) == {group: [release] if release else [] for group in GROUPS}, host
+            expected = {group: [release] * PROCESSES[group] if release else [] for group in GROUPS}
+            assert self.running(host) == expected, host
 
     def assert_clean(self, *hosts: str) -> None:
         """No lock and nothing half-done is left on the hosts."""
         for host in hosts or HOSTS:
-            left = self.on(host, "cd /srv/shop && find . -maxdepth 2 -name '.*.upload*' -o -name '.*.stage'"
-                                 " -o -name '.*.partial' -o -name .deploy.lock")  # fmt: skip
+            names = ("*.upload*", "*.stage", "*.partial", "deploy.lock")
+            found = " -o ".join(f"-name '.{name}'" for name in names)
+            left = self.inside(host, f"cd /srv/shop && find . -maxdepth 2 {found}")
             assert left == "", f"{host}: {left}"
 
     def wait_until(self, condition: Callable[[], object], seconds: float = 60) -> None:
@@ -193,7 +261,7 @@ class DeployLab:
 
     def reset(self) -> None:
         """Put the hosts back to how site.yml left them: no release, no lock, workers stopped."""
-        for host in HOSTS:
+        for host in THREE:
             stop = "; ".join(f"/usr/local/sbin/kestrel-stack-workers drain {group} >&2" for group in GROUPS)
             self.on(
                 host,
@@ -201,18 +269,77 @@ class DeployLab:
                 " .deploy.lock venvs/.lock && find venvs -mindepth 1 -name .broken -delete",
             )
 
-    def settled(self) -> str | None:
-        """The release that every worker of every host runs from, with nothing else about; None: not so."""
-        release = self.current(HOSTS[0])
+    def settled(self, hosts: tuple[str, ...] = HOSTS) -> str | None:
+        """The release that every worker of the hosts runs from, with nothing else about; None: not so."""
+        release = self.current(hosts[0])
         try:
-            self.assert_runs(release)
-            self.assert_clean()
+            self.assert_runs(release, *hosts)
+            for other in set(THREE) - set(hosts):
+                self.assert_runs(None, other)
+            self.assert_clean(*hosts)
         except AssertionError:
             return None
         if release:
-            for host in HOSTS:
-                self.on(host, f"cd /srv/shop/releases && ls -A | grep -vxF {release} | xargs -r rm -rf --")
+            for host in hosts:
+                others = f"ls -A | grep -vxF {release}"
+                self.inside(host, f"cd /srv/shop/releases && {others} | xargs -r rm -rf --")
         return release
+
+    def assert_whole(self, *hosts: str) -> None:
+        """Each host runs entirely from the release that its current names, whichever that is."""
+        for host in hosts or HOSTS:
+            self.assert_runs(self.current(host), host)
+
+    def wait_for_quiet(self, *hosts: str) -> None:
+        """Wait until nothing that a deploy started runs on the hosts any more."""
+        for host in hosts or HOSTS:
+            find = "pgrep -u deploy -f kestrel-stack-deploy || true"
+            self.wait_until(lambda host=host, find=find: self.inside(host, find) == "", 150)
+
+    def let_locks_lapse(self) -> None:
+        """Make the hosts' locks as old as they are when nobody has renewed them for five minutes."""
+        for host in HOSTS:
+            self.inside(host, "cd /srv/shop; [ ! -e .deploy.lock ] || touch -d '5 minutes ago' .deploy.lock")
+
+    @contextlib.contextmanager
+    def held(self, hook: str, host: str) -> Iterator[Callable[[], None]]:
+        """Let a hook (see `holding`) wait on a host; gives a function that waits until it does."""
+        self.inside(host, f"rm -f /tmp/at-{hook}; touch /tmp/hold-{hook}")
+        try:
+            yield lambda: self.wait_until(lambda: self.inside(host, f"ls /tmp/at-{hook} || true"))
+        finally:
+            self.inside(host, f"rm -f /tmp/hold-{hook}")
+
+    @contextlib.contextmanager
+    def stopped_worker(self, host: str, name: str = "shop_mail_00") -> Iterator[None]:
+        """A worker's process that hears nothing, TERM neither, as one that hangs in the kernel."""
+        pid = self.inside(host, f"supervisorctl pid shop_mail:{name}")
+        self.inside(host, f"kill -STOP {pid}")
+        try:
+            yield
+        finally:
+            self.inside(host, f"kill -CONT {pid} 2>/dev/null || true")
+
+    # --- load ------------------------------------------------------------------------------------------
+
+    def load(self) -> Load:
+        """Start to enqueue jobs; see `settle`."""
+        return Load(f"{self.addresses[QUEUE_HOST]}:22133", "shop", SHARES).start()
+
+    def notes(self, load: Load) -> list[Note]:
+        """What the workers of every host have noted of a load."""
+        read = f"cat /srv/shop/shared/var/done-{load.run} 2>/dev/null || true"
+        return [note for host in THREE for note in parse_notes(self.inside(host, read), host)]
+
+    def settle(self, load: Load, seconds: float = 120) -> list[Note]:
+        """End a load, give its last jobs time to be done, and return all notes."""
+        load.stop()
+        deadline = time.monotonic() + seconds
+        while load.missing(notes := self.notes(load)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for host in THREE:
+            self.inside(host, f"rm -f /srv/shop/shared/var/done-{load.run}")
+        return notes
 
     def hold_venvs(self, host: str) -> subprocess.Popen[str]:
         """Take the lock that a venv is built under, so that `prepare` waits on this host until it ends."""
@@ -264,4 +391,20 @@ def lab(made_lab: DeployLab) -> DeployLab:
 
 @pytest.fixture
 def app(tmp_path: Path) -> GitApp:
-    return GitApp(tmp_path / "application")
+    return loaded_app(tmp_path / "application")
+
+
+def holding(hook: str) -> str:
+    """A command for a hook of deploy.yml, which waits where `DeployLab.held` wants it to."""
+    return (
+        f"[ ! -e /tmp/hold-{hook} ] || {{ touch /tmp/at-{hook};"
+        f" while [ -e /tmp/hold-{hook} ]; do sleep 0.1; done; rm -f /tmp/at-{hook}; }}"
+    )
+
+
+def loaded_app(folder: Path) -> GitApp:
+    """An application that can do the jobs of a load, too."""
+    app = GitApp(folder)
+    app.write("shop/jobs.py", JOBS + NOTE_JOB)
+    app.commit("jobs of a load")
+    return app
