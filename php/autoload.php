@@ -14,3 +14,6 @@ spl_autoload_register(static function (string $class): void {
         }
     }
 });
+
+// Functions cannot be loaded when they are called.
+require_once __DIR__ . '/src/Assets/functions.php';

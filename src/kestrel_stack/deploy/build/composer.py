@@ -1,4 +1,4 @@
-"""The libraries of an application in PHP: vendor/ from composer.lock, made here, since hosts have no Composer.
+"""The libraries of an application in PHP: vendor/ from composer.lock, made here: hosts have no Composer.
 
 No script and no plug-in of a package runs: what is built depends on the lock and the commit alone. Packages
 are kept by lock, composer.json and the versions of Composer and PHP; the autoloader, whose class map has the
