@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from kestrel_stack.demo import chart, picture, report
+from kestrel_stack.demo.canvas import DETAIL
 from kestrel_stack.demo.errors import DemoError
 from kestrel_stack.demo.report import Outage, Sample
 from kestrel_stack.demo.visitors import Visit
@@ -157,7 +158,7 @@ class TestPicture:
         picture.save(observed(), file)
         with image_module.open(file) as image:
             assert image.format == "PNG"
-            assert image.size == (picture.WIDTH * picture.DETAIL, picture.HEIGHT * picture.DETAIL)
+            assert image.size == (picture.WIDTH * DETAIL, picture.HEIGHT * DETAIL)
             colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
         for wanted in (*picture.COLOURS.values(), picture.SHADE):
             assert tuple(bytes.fromhex(wanted[1:])) in colours
