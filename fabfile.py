@@ -18,6 +18,8 @@ from kestrel_stack.deploy.report import Report
 
 ENV = "an inventory's name under ansible/inventories, or a path (default: lab)"
 LIMIT = "only these hosts: names, groups or patterns with *, separated by commas"
+APP = "the application's folder, with its deploy.yml (default: examples/shop)"
+QUEUE = "only this queue's workers"
 DRY_RUN = "show what would be done, and change nothing"
 
 
@@ -49,7 +51,7 @@ def is_dry(context: Connection, dry_run: bool) -> bool:
 @command(
     env=ENV,
     ref="the branch, tag or commit to deploy (default: HEAD)",
-    app="the application's folder, with its deploy.yml (default: examples/shop)",
+    app=APP,
     limit=LIMIT,
     dry_run=DRY_RUN,
     force="deploy although every host runs this already",
@@ -93,14 +95,69 @@ def rollback(
 
 @command(env=ENV, limit=LIMIT, json="print data for programs")
 def status(context: Connection, env: str = "lab", limit: str | None = None, json: bool = False) -> None:
-    """Show how every host stands: release, age, workers, lock."""
+    """Show how every host stands, how the queues do as the hosts see them, and who deployed last."""
     end(lambda out: commands.status(env, limit, json, out))
 
 
-@command(env=ENV, limit=LIMIT)
-def releases(context: Connection, env: str = "lab", limit: str | None = None) -> None:
-    """Show which releases are on the hosts, newest first, and where each is current."""
-    end(lambda out: commands.releases(env, limit, out))
+@command(env=ENV, app=APP, limit=LIMIT)
+def releases(
+    context: Connection, env: str = "lab", app: str = "examples/shop", limit: str | None = None
+) -> None:
+    """Show which releases are on the hosts, newest first, where each is current, and which failed."""
+    end(lambda out: commands.releases(env, app, limit, out))
+
+
+@command(env=ENV, app=APP, limit=LIMIT)
+def check(
+    context: Connection, env: str = "lab", app: str = "examples/shop", limit: str | None = None
+) -> None:
+    """Look for everything that a deploy would stumble over, on every host, and say how to mend it.
+
+    Changes nothing. Exit code 1 when there is anything to mend.
+    """
+    end(lambda out: commands.check(env, app, limit, out))
+
+
+@command(
+    env=ENV,
+    restart="restart them in place, host by host: drain, start, verify",
+    queue=QUEUE,
+    limit=LIMIT,
+    yes="do not ask",
+    dry_run=DRY_RUN,
+)
+def workers(
+    context: Connection,
+    env: str = "lab",
+    restart: bool = False,
+    queue: str | None = None,
+    limit: str | None = None,
+    yes: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Show every process of the hosts with its state, uptime and release; or restart them in place."""
+    end(lambda out: commands.workers(env, queue, limit, restart, yes, is_dry(context, dry_run), out))
+
+
+@command(
+    env=ENV,
+    queue=QUEUE,
+    limit=LIMIT,
+    follow="go on with what is written from now on, until Ctrl-C",
+    lines="how many of the last lines, all hosts together (default: 50)",
+    json="print the lines as JSON objects",
+)
+def logs(
+    context: Connection,
+    env: str = "lab",
+    queue: str | None = None,
+    limit: str | None = None,
+    follow: bool = False,
+    lines: str | None = None,
+    json: bool = False,
+) -> None:
+    """Show what the workers of all hosts wrote, merged by time."""
+    end(lambda out: commands.logs(commands.AskLogs(env, queue, limit, follow, lines, json), out))
 
 
 @command(env=ENV, limit=LIMIT)

@@ -18,8 +18,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from .hoststate import HostState, describe_lock
+from .hoststate import Group, HostState, describe_lock
 from .plan import judge
+from .survey import LastDeploy, QueueNumbers
 
 PROGRESS_PAUSE = 5.0
 """Seconds between two lines of a progress display in a pipe."""
@@ -62,11 +63,33 @@ class Report:
         """Print a line as it is."""
         self._print(Text(text))
 
+    def lines(self, lines: Sequence[str | Text]) -> None:
+        """Print lines of somebody else's making, whole, however long they are."""
+        with self._lock:
+            for line in lines:
+                if isinstance(line, Text) and self.console.is_terminal:
+                    self.console.print(line)
+                else:
+                    # Many lines a second in a pipe are no work for a painter.
+                    self.console.file.write(f"{line.plain if isinstance(line, Text) else line}\n")
+            if lines:
+                self.console.file.flush()
+
     def error(self, text: str) -> None:
         """Print why the command ends with an error."""
         with self._lock:
             self.errors.print(Text.assemble(("fab: ", "red bold"), text))
             self.errors.file.flush()
+
+    def confirm(self, question: str) -> bool:
+        """Ask on a terminal; where nobody can be asked, in a pipe or a job, the answer is yes."""
+        if not (self.console.is_terminal and sys.stdin.isatty()):
+            return True
+        with self._lock:
+            try:
+                return self.console.input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+            except EOFError:
+                return False
 
     def json(self, data: Any) -> None:
         """Print data for programs."""
@@ -188,43 +211,92 @@ def age(created_at: str, now: datetime) -> str:
         return ""
     if then.tzinfo is None:
         then = then.replace(tzinfo=UTC)
-    seconds = max(0, int((now - then).total_seconds()))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
+    return _rounded(max(0, int((now - then).total_seconds())))
+
+
+def duration(seconds: float | None) -> str:
+    """Say how long: ``0.4 s``, ``12 s``, ``4 min``, ``3 h``, ``12 d``; empty for None."""
+    if seconds is None:
+        return ""
+    if isinstance(seconds, float) and seconds < 10:
+        return f"{seconds:.1f} s"
+    return _rounded(int(seconds))
+
+
+def _rounded(seconds: int) -> str:
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
     return f"{seconds} s"
 
 
 def workers_text(state: HostState) -> str:
     """Say how the workers of a host stand: ``shop_mail 2/2, …``; a group that is not well says why."""
-    words = []
-    for group in state.groups:
-        if group.error is not None:
-            words.append(f"{group.name} ? ({group.error[:80]})")
-            continue
-        words.append(f"{group.name} {group.running}/{len(group.processes)}")
-        old = {process.release for process in group.processes if process.state == "RUNNING"}
-        old -= {None, state.current}
-        if old:
-            words[-1] += f" (from {', '.join(sorted(old))})"
-    return ", ".join(words) or "none"
+    groups = [group for group in state.groups if group is not state.web]
+    return ", ".join(f"{group.name} {_group_text(group, state.current)}" for group in groups) or "none"
 
 
-STATUS_COLUMNS = ("host", "release", "ref", "age", "workers", "deploy lock")
+def web_text(state: HostState) -> str:
+    """Say how what serves the pages of a host stands: ``1/1``; empty where no pages are served."""
+    return "" if state.web is None else _group_text(state.web, state.current)
+
+
+def _group_text(group: Group, current: str) -> str:
+    if group.error is not None:
+        return f"? ({group.error[:80]})"
+    old = {process.release for process in group.processes if process.state == "RUNNING"} - {None, current}
+    text = f"{group.running}/{len(group.processes)}"
+    return text + (f" (from {', '.join(sorted(old))})" if old else "")
+
+
+STATUS_COLUMNS = ("host", "release", "ref", "age", "workers", "web", "deploy lock")
 
 
 def status_row(state: HostState, now: datetime) -> list[str | Text]:
     """One host's row of `fab status`."""
     release = state.current_release
-    well = not state.groups or judge(state.groups, state.current, 0).ok
     return [
         state.host,
         state.current or "none yet: run fab deploy",
         release.ref if release else "",
         age(release.created_at, now) if release else "",
-        Text(workers_text(state), style="green" if well else "red"),
+        Text(workers_text(state), style="green" if _is_well(state) else "red"),
+        Text(web_text(state), style="green" if _is_well(state) else "red"),
         describe_lock(state.lock) if state.lock else "free",
     ]
+
+
+def _is_well(state: HostState) -> bool:
+    return not state.groups or judge(state.groups, state.current, 0).ok
+
+
+QUEUE_COLUMNS = ("queue", "backlog", "open", "oldest", "retrying", "parked")
+
+
+def queue_row(queue: QueueNumbers) -> list[str | Text]:
+    """One queue's row of `fab status`."""
+    return [
+        queue.name,
+        str(queue.items),
+        str(queue.open),
+        duration(queue.oldest_s),
+        str(queue.retries),
+        Text(str(queue.errors), style="yellow" if queue.errors else ""),
+    ]
+
+
+def deploy_text(last: LastDeploy, now: datetime) -> str:
+    """Say who deployed last, when, what, and how it ended."""
+    record = {key: " ".join(str(value).split()) for key, value in last.record.items() if value}
+    about = ", ".join(text for text in (record.get("ref", ""), record.get("rev", "")[:8]) if text)
+    what = f"{record.get('action', 'deploy')} of {record.get('release', 'no release')}"
+    what += f" ({about})" if about else ""
+    who = record.get("by", "somebody unknown")
+    failed = [host for host, result in last.results.items() if result != "ok"]
+    ended = f"failed on {', '.join(failed)}" if failed else "ok"
+    if failed and "reason" in record:
+        ended += f": {record['reason'][:300]}"
+    return f"{what} by {who}, {age(record['at'], now)} ago: {ended}"
 
 
 def status_json(state: HostState) -> dict[str, Any]:
@@ -240,13 +312,15 @@ def status_json(state: HostState) -> dict[str, Any]:
         "verified": bool(release and release.verified),
         "python": state.facts.get("python"),
         "lock": dict(state.lock) if state.lock else None,
-        "groups": [
-            {
-                "group": group.name,
-                "error": group.error,
-                "running": group.running,
-                "processes": [vars(process) for process in group.processes],
-            }
-            for group in state.groups
-        ],
+        "groups": [_group_json(group) for group in state.groups if group is not state.web],
+        "web": None if state.web is None else _group_json(state.web),
+    }
+
+
+def _group_json(group: Group) -> dict[str, Any]:
+    return {
+        "group": group.name,
+        "error": group.error,
+        "running": group.running,
+        "processes": [vars(process) for process in group.processes],
     }

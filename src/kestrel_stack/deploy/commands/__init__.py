@@ -1,7 +1,11 @@
 """The commands themselves, as `fabfile.py` calls them. Each returns an exit code or raises DeployError."""
 
+from .check import check
 from .deploy import Ask, deploy
+from .logs import Ask as AskLogs
+from .logs import logs
 from .look import releases, status, unlock
 from .rollback import rollback
+from .workers import workers
 
-__all__ = ["Ask", "deploy", "releases", "rollback", "status", "unlock"]
+__all__ = ["Ask", "AskLogs", "check", "deploy", "logs", "releases", "rollback", "status", "unlock", "workers"]
