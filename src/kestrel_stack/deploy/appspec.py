@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -10,11 +11,20 @@ from typing import Any
 
 import yaml
 
-from .after import AfterSpec
-from .assets import AssetsSpec
+from .after import AfterSpec, parse_after
+from .assets.spec import AssetsSpec, parse_assets
 from .errors import Refused
 
-RESERVED = ("venv", "release.json", ".verified", "kestrel-stack", "_assets", ".manifest.json")
+RESERVED = (
+    "venv",
+    "release.json",
+    ".verified",
+    ".failed",
+    "kestrel-stack",
+    "_assets",
+    ".manifest.json",
+    ".bytecode.json",
+)
 """Names at the top of a release that the deploy writes itself."""
 
 
@@ -64,60 +74,169 @@ class AppSpec:
     """How many releases stay on a host."""
 
 
-_SPEC_KEYS = {
-    "": ("python", "shared", "keep"),
+_KEYS = {
+    "": (
+        "python", "php", "shared", "hooks", "migrate", "assets", "roll", "after", "require_pushed", "keep",
+    ),
     "python": ("requirements",),
+    "php": ("composer",),
     "shared": ("files", "directories"),
-}
+    "hooks": ("check", "before_switch", "after_switch"),
+    "roll": ("batch", "canary", "soak"),
+}  # fmt: skip
+_LONGEST_SOAK = 24 * 3600
+"""Seconds; who watches for longer than a day has no canary but a second environment."""
 
 
-def parse_app_spec(text: str, where: str = "deploy.yml") -> AppSpec:
-    """Read the text of a deploy.yml. Raises Refused naming the key and, when misspelt, the nearest known."""
+def parse_app_spec(text: str, where: str = "deploy.yml", *, composer: Sequence[str] = ()) -> AppSpec:
+    """Read the text of a deploy.yml.
+
+    ``composer`` is what ``php.composer`` means when it is not given. Raises Refused naming the key and, when
+    misspelt, the nearest known.
+    """
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise Refused(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise Refused(f"{where}: must be a mapping with the keys {_listed(_SPEC_KEYS[''])}")
-    _refuse_unknown(data, "", where)
-    for key in ("python", "shared"):
-        if data.get(key) is None:
-            data[key] = {}
-        if not isinstance(data[key], dict):
-            raise Refused(f"{where}: {key} must be a mapping with the keys {_listed(_SPEC_KEYS[key])}")
-        _refuse_unknown(data[key], key, where)
-    requirements = data["python"].get("requirements")
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise Refused(f"{where}{line}: not valid YAML: {reason}") from None
+    except RecursionError:
+        raise Refused(f"{where}: not valid YAML: nested too deeply") from None
+    top = _mapping(data, "", where)
+    python, php, shared, hooks, roll = (
+        _mapping(top.get(key), key, where) for key in ("python", "php", "shared", "hooks", "roll")
+    )
+    requirements = python.get("requirements")
     if requirements is not None:
         requirements = _inner_path(requirements, "python.requirements", where)
-    shared = {}
-    for key in ("files", "directories"):
-        value = data["shared"].get(key) or []
-        if not isinstance(value, list):
-            raise Refused(f"{where}: shared.{key} must be a list of paths")
-        shared[key] = tuple(_inner_path(item, f"shared.{key}", where) for item in value)
-    _refuse_overlap([*shared["files"], *shared["directories"]], where)
-    keep = data.get("keep", 5)
-    if isinstance(keep, bool) or not isinstance(keep, int) or not 2 <= keep <= 100:
-        raise Refused(
-            f"{where}: keep is {keep!r}; it must be a whole number from 2 (a rollback needs one) to 100"
-        )
+    files = _paths(shared.get("files"), "shared.files", where)
+    directories = _paths(shared.get("directories"), "shared.directories", where)
+    _refuse_overlap([*files, *directories], where)
+    require_pushed = top.get("require_pushed")
+    if require_pushed not in (None, True, False):
+        raise Refused(f"{where}: require_pushed is {_shown(require_pushed)}; it must be true or false")
     return AppSpec(
-        requirements, shared_files=shared["files"], shared_directories=shared["directories"], keep=keep
+        requirements=requirements,
+        composer=tuple(composer) if php.get("composer") is None else _folders(php["composer"], where),
+        shared_files=files,
+        shared_directories=directories,
+        hooks=Hooks(**{key: _command(hooks.get(key), f"hooks.{key}", where) for key in _KEYS["hooks"]}),
+        migrate=_command(top.get("migrate"), "migrate", where),
+        assets=parse_assets(top.get("assets"), where),
+        roll=_roll(roll, where),
+        after=parse_after(top.get("after"), where),
+        require_pushed=bool(require_pushed),
+        keep=_number(top.get("keep"), AppSpec.keep, "keep", 2, 100, " (a rollback needs one)", where),
     )
 
 
-def _refuse_unknown(data: Mapping[Any, Any], level: str, where: str) -> None:
-    known = _SPEC_KEYS[level]
-    for key in data:
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key that is given twice: the first one would be forgotten."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is given twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _mapping(value: Any, level: str, where: str) -> Mapping[str, Any]:
+    """Return a mapping that has known keys only; nothing counts as an empty one."""
+    known = _KEYS[level]
+    name = f"{level} " if level else ""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise Refused(f"{where}: {name}must be a mapping with the keys {', '.join(known)}")
+    for key in value:
         if key not in known:
-            name = f"{level}.{key}" if level else str(key)
+            full = f"{level}.{key}" if level else str(key)
             near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {_listed(known)}"
-            raise Refused(f"{where}: unknown key {name}: {hint}")
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise Refused(f"{where}: unknown key {_plain(full)}: {hint}")
+    return value
+
+
+def _roll(data: Mapping[str, Any], where: str) -> Roll:
+    batch = data.get("batch")
+    return Roll(
+        batch=Roll.batch if batch is None else parse_batch(batch, f"{where}: roll.batch"),
+        canary=_number(data.get("canary"), Roll.canary, "roll.canary", 0, 1000, " (0: none)", where),
+        soak=_number(data.get("soak"), Roll.soak, "roll.soak", 0, _LONGEST_SOAK, " seconds", where),
+    )
+
+
+def parse_batch(value: Any, where: str) -> str:
+    """Return how many hosts are switched at once: a whole number, or a share of them such as ``25%``.
+
+    Raises Refused; ``where`` names the flag or key.
+    """
+    text = "" if isinstance(value, bool) else str(value).strip()
+    number, share = text.removesuffix("%"), text.endswith("%")
+    if not re.fullmatch(r"[0-9]{1,6}", number) or not 1 <= int(number) <= (100 if share else 999_999):
+        raise Refused(
+            f"{where} is {_shown(value)}; it must be a number of hosts, such as 1, or a share, such as 25%"
+        )
+    return f"{int(number)}%" if share else f"{int(number)}"
+
+
+def _number(value: Any, default: int, key: str, least: int, most: int, hint: str, where: str) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise Refused(
+            f"{where}: {key} is {_shown(value)}; it must be a whole number from {least} to {most}{hint}"
+        )
+    return value
+
+
+def _command(value: Any, key: str, where: str) -> str:
+    """Return a command for the shell; nothing is no command."""
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise Refused(
+            f"{where}: {key} is {_shown(value)}; it must be one command for the shell, as text"
+            " (join several with &&)"
+        )
+    return value.strip()
+
+
+def _list(value: Any, key: str, where: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Refused(f"{where}: {key} must be a list of paths")
+    return value
+
+
+def _paths(value: Any, key: str, where: str) -> tuple[str, ...]:
+    return tuple(_inner_path(item, key, where) for item in _list(value, key, where))
+
+
+def _folders(value: Any, where: str) -> tuple[str, ...]:
+    """Return the folders with a composer.lock; the application's own is ``.``."""
+    key = "php.composer"
+    found = tuple("." if item == "." else _inner_path(item, key, where) for item in _list(value, key, where))
+    for path in found:
+        if found.count(path) > 1:
+            raise Refused(f"{where}: {key}: {path} is named twice")
+    return found
+
+
+def _shown(value: Any) -> str:
+    """Return a wrong value for a message: in one line, and not all of a long one."""
+    return repr(value)[:100]
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:100]
 
 
 def _inner_path(value: Any, key: str, where: str) -> str:
@@ -132,8 +251,8 @@ def _inner_path(value: Any, key: str, where: str) -> str:
         or any(ord(c) < 32 for c in value)
     ):
         raise Refused(
-            f"{where}: {key}: {value!r} is not a path inside the application"
-            f" (relative, without '..', and none of the names that the deploy writes: {_listed(RESERVED)})"
+            f"{where}: {key}: {_shown(value)} is not a path inside the application"
+            f" (relative, without '..', and none of the names that the deploy writes: {', '.join(RESERVED)})"
         )
     return str(path)
 
@@ -145,7 +264,3 @@ def _refuse_overlap(paths: list[str], where: str) -> None:
             short, long = sorted((PurePosixPath(one), PurePosixPath(other)), key=lambda p: len(p.parts))
             if long.parts[: len(short.parts)] == short.parts:
                 raise Refused(f"{where}: shared: {long} is inside {short}, which is shared already")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)

@@ -10,18 +10,26 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
 
 from .description import ROOT
+from .onhost import unpack
+
+if TYPE_CHECKING:
+    from .build import Bundle
 
 HELPER = "/usr/local/sbin/kestrel-stack-workers"
 """What the deploy user may run as root on hosts with workers; the role ``supervisor`` installs it."""
 
 WEB_HELPER = "/usr/local/sbin/kestrel-stack-web"
 """The other one, on hosts that serve pages; the role ``web`` installs it."""
+
+HOOK_SECONDS = 600
+"""A hook may take so long."""
 
 TEMPLATES = ROOT / "templates" / "deploy"
 
@@ -89,29 +97,44 @@ def unlock(root: str, lock_id: str) -> str:
     return _render("unlock", root=root, lock_id=lock_id)
 
 
-def receive(root: str, release: str, *, size: int, sha256: str, seconds: int) -> str:
-    """Take ``size`` bytes from standard input and keep them only when they are whole. At most ``seconds``."""
-    return _render("receive", root=root, release=release, size=size, sha256=sha256, seconds=seconds)
-
-
 def prepare(
     root: str,
     release: str,
     *,
+    bundle: Bundle,
     venv: str,
     stack_wheel: str,
     release_json: Mapping[str, Any],
+    app: str = "",
+    previous: str = "",
+    check: str = "",
+    hook_seconds: int = HOOK_SECONDS,
     shared_files: Sequence[str] = (),
     shared_directories: Sequence[str] = (),
 ) -> str:
-    """Unpack a received release, build its virtual environment and link what is shared."""
+    """Take a bundle from standard input, then make the release ready beside the one that runs.
+
+    ``check`` is the application's command that has the last word; ``previous`` the release that is current.
+    The script says ``prepared`` at its end, or ``need full REASON`` and does nothing, when the release that
+    the bundle builds upon is not as it should be.
+    """
     return _render(
         "prepare",
         root=root,
         release=release,
+        size=bundle.size,
+        sha256=bundle.sha256,
+        seconds=bundle.seconds,
+        base=f"releases/{bundle.base_release}" if bundle.base_release else "",
+        unpack=host_program(unpack),
         venv=venv,
         stack_wheel=stack_wheel,
         release_json=json.dumps(release_json, sort_keys=True),
+        rev=str(release_json.get("rev") or ""),
+        app=app or _app(root),
+        previous=previous,
+        check=check,
+        hook_seconds=hook_seconds,
         shared_files=[_link(path) for path in shared_files],
         shared_directories=[_link(path) for path in shared_directories],
     )
@@ -168,3 +191,12 @@ def _link(path: str) -> dict[str, str]:
     pure = PurePosixPath(path)
     up = "../" * (len(pure.parts) - 1 + 2)
     return {"path": path, "parent": str(pure.parent), "target": f"{up}shared/{path}"}
+
+
+def host_program(module: ModuleType) -> str:
+    """Return the text of a module that is a host's program, too."""
+    return Path(module.__file__ or "").read_text(encoding="utf-8")
+
+
+def _app(root: str) -> str:
+    return PurePosixPath(root).name

@@ -6,7 +6,7 @@ pinned by hash, and the stack's own wheel is built from a commit as well. Everyt
 """
 
 from .archive import Archive, build_archive
-from .bundle import Bundle, build_bundle
+from .bundle import Bundle, build_bundle, bundle_for
 from .cache import CACHE, trim_cache, write_whole
 from .lock import Lock, Locked, read_lock, target_environment
 from .source import PHP_SOURCES, STACK_SOURCES, Source, find_source
@@ -30,6 +30,7 @@ __all__ = [
     "build_bundle",
     "build_stack_wheel",
     "build_wheels",
+    "bundle_for",
     "find_source",
     "platform_tags",
     "read_lock",

@@ -4,48 +4,74 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
-from ..appspec import RESERVED
+from .. import assets
+from ..appspec import RESERVED, AppSpec
 from ..description import ROOT
 from ..errors import Refused
+from . import composer, manifest
 from . import tree as trees
 from .cache import CACHE, write_whole
 from .source import Source, git
 from .stack import STACK_FOLDER, stack_php
-from .tree import File
+from .tree import File, Tree
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The application's files at a commit."""
+    """The files of a release. They are packed when somebody asks for it: most hosts need a few of them only.
 
-    path: Path
-    sha256: str
-    size: int
-    files_size: int
-    """Bytes of its files when unpacked."""
-    tree: Mapping[str, File] = field(repr=False, default_factory=dict)
+    ``manifest`` names the whole content. All files have the time ``time``, in seconds since 1970.
+    """
+
+    tree: Tree = field(repr=False)
+    entries: manifest.Entries = field(repr=False)
+    manifest: str
+    time: int
+    cache: Path = field(repr=False, default=CACHE)
+
+    @property
+    def files_size(self) -> int:
+        """Bytes of its files when unpacked."""
+        return trees.size(self.tree)
+
+    @cached_property
+    def path(self) -> Path:
+        """All files as one gzipped tar, in the cache."""
+        path = self.cache / "archives" / f"{self.manifest}-{self.time}.tar.gz"
+        if not path.exists():
+            packed = trees.pack(self.tree, self.time)
+            write_whole(path, gzip.compress(packed, compresslevel=6, mtime=0))
+        return path
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the packed archive, in hex."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the packed archive."""
+        return self.path.stat().st_size
 
 
 def build_archive(source: Source, cache: Path = CACHE, *, root: Path = ROOT) -> Archive:
-    """Make app.tar.gz of the commit: the application's folder without its prefix, nothing of this machine.
+    """Make a release's files of a commit; its manifest is kept for later deploys."""
+    tree = read_tree(source, cache, root=root)
+    described = manifest.entries(tree)
+    return Archive(tree, described, manifest.remember(described, cache), source.time, cache)
 
-    The stack's own PHP code goes with it, from the commit that its wheel is built from.
+
+def read_tree(source: Source, cache: Path = CACHE, *, root: Path = ROOT) -> dict[str, File]:
+    """Return every file of a release, by path.
+
+    These are the application's folder at the commit without its prefix, what Composer adds, static files
+    under the names of their content, and the stack's own PHP code, of the commit that its wheel is built
+    from. Raises Refused for a name that the deploy writes itself.
     """
-    tree = read_tree(source, root=root)
-    packed = gzip.compress(trees.pack(tree, source.time), compresslevel=6, mtime=0)
-    digest = hashlib.sha256(packed).hexdigest()
-    path = cache / "archives" / f"{digest}.tar.gz"
-    if not path.exists():
-        write_whole(path, packed)
-    return Archive(path, digest, len(packed), trees.size(tree), tree)
-
-
-def read_tree(source: Source, *, root: Path = ROOT) -> dict[str, File]:
-    """Return every file of a release, by path. Raises Refused for a name that the deploy writes itself."""
     words = ["archive", "--format=tar", source.rev]
     if source.prefix:
         words += ["--", source.prefix]
@@ -53,7 +79,28 @@ def read_tree(source: Source, *, root: Path = ROOT) -> dict[str, File]:
     for path in sorted(tree):
         if path.split("/")[0] in RESERVED:
             raise Refused(f"the application contains {path}, a name that the deploy writes itself: rename it")
+    if source.spec.composer:
+        tree = dict(composer.add_vendor(tree, source.spec.composer, cache))
+    if source.spec.assets is not None:
+        tree |= assets.compile_assets(tree, source.spec.assets, cache / "assets")
     php = stack_php(source, root)
     if php is not None:
         tree |= {f"{STACK_FOLDER}/{path}": file for path, file in trees.read(php).items()}
-    return tree
+    return _without_what_hosts_make(tree, source.spec)
+
+
+def _without_what_hosts_make(tree: Tree, spec: AppSpec) -> dict[str, File]:
+    """Leave out what a host puts its own in the place of: shared paths, and Python's byte code."""
+    shared = {PurePosixPath(path) for path in (*spec.shared_files, *spec.shared_directories)}
+    for path in sorted(shared):
+        for parent in path.parents[:-1]:
+            if str(parent) in tree:
+                raise Refused(
+                    f"deploy.yml: shared: {path}: {parent} is a file of the application, not a folder"
+                )
+    return {
+        path: file
+        for path, file in tree.items()
+        if "__pycache__" not in path.split("/")
+        and not ({PurePosixPath(path), *PurePosixPath(path).parents} & shared if shared else False)
+    }

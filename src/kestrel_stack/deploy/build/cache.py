@@ -33,9 +33,21 @@ def keep_folder(made: Path, folder: Path) -> None:
 
 
 def trim_cache(cache: Path = CACHE, keep: int = 20) -> None:
-    """Remove the oldest archives and bundles; they can be made again."""
-    for kind in ("archives", "bundles"):
+    """Remove the oldest archives, bundles and manifests; they can be made again.
+
+    Manifests are small, and a host that is deployed to seldom still gets little when its own is known: of
+    these ten times as many stay.
+    """
+    for kind, number in (("archives", keep), ("bundles", keep), ("manifests", 10 * keep)):
         folder = cache / kind
         if folder.is_dir():
-            for path in sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)[keep:]:
+            for path in sorted(folder.iterdir(), key=_age)[number:]:
                 path.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    """Return what puts the newest first; what another deploy has removed meanwhile comes last."""
+    try:
+        return -path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

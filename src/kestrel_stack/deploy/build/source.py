@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from ..appspec import AppSpec, parse_app_spec
 from ..description import ROOT
@@ -32,6 +32,8 @@ class Source:
     """Text of the requirements lock; empty when there is none."""
     time: int = 0
     """When the commit was made, in seconds since 1970: the time of all its files."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know before this is deployed, a line each."""
 
 
 def find_source(app: str, ref: str, *, root: Path = ROOT, allow_dirty: bool = False) -> Source:
@@ -39,7 +41,21 @@ def find_source(app: str, ref: str, *, root: Path = ROOT, allow_dirty: bool = Fa
     folder = _app_folder(app, root)
     repository, prefix = _repository(folder)
     rev = resolve(repository, ref)
-    where = f"{prefix}/deploy.yml" if prefix else "deploy.yml"
+    source = _read(repository, prefix, ref, rev, app, folder)
+    if not allow_dirty:
+        _refuse_dirty(repository, prefix, root)
+    return replace(source, warnings=_not_pushed(source))
+
+
+def at_commit(source: Source, rev: str) -> Source:
+    """Return the same application at another commit. Raises Refused when git does not have that."""
+    rev = resolve(source.repository, rev)
+    return _read(source.repository, source.prefix, rev, rev, source.prefix, source.repository / source.prefix)
+
+
+def _read(repository: Path, prefix: str, ref: str, rev: str, app: str, folder: Path) -> Source:
+    """Read what a commit says of the application."""
+    where = _inside(prefix, "deploy.yml")
     text = show(repository, rev, where)
     if text is None:
         if prefix and git(repository, "cat-file", "-e", f"{rev}:{prefix}", check=False).returncode != 0:
@@ -51,13 +67,18 @@ def find_source(app: str, ref: str, *, root: Path = ROOT, allow_dirty: bool = Fa
         raise Refused(
             f"--app {app}: there is no deploy.yml in {folder}, so it is not an application to deploy"
         )
-    spec = parse_app_spec(text, where)
-    if not allow_dirty:
-        _refuse_dirty(repository, prefix, root)
+    own_composer = ["."] if _has(repository, rev, _inside(prefix, "composer.lock")) else []
+    spec = parse_app_spec(text, where, composer=own_composer)
+    for name in spec.composer:
+        path = str(PurePosixPath(name, "composer.lock"))
+        if not _has(repository, rev, _inside(prefix, path)):
+            raise Refused(
+                f"{where}: php.composer names {name}, and {path} is not in commit {rev[:8]}: run composer"
+                " update there and commit the lock"
+            )
     requirements = ""
     if spec.requirements is not None:
-        inside = f"{prefix}/{spec.requirements}" if prefix else spec.requirements
-        found = show(repository, rev, inside)
+        found = show(repository, rev, _inside(prefix, spec.requirements))
         if found is None:
             raise Refused(
                 f"{where}: python.requirements names {spec.requirements}, which is not in commit {rev[:8]}"
@@ -65,6 +86,30 @@ def find_source(app: str, ref: str, *, root: Path = ROOT, allow_dirty: bool = Fa
         requirements = found
     time = int(git(repository, "show", "--no-patch", "--format=%ct", rev).stdout.split()[-1])
     return Source(repository, prefix, ref, rev, spec, requirements, time)
+
+
+def _inside(prefix: str, path: str) -> str:
+    return f"{prefix}/{path}" if prefix else path
+
+
+def _has(repository: Path, rev: str, path: str) -> bool:
+    return git(repository, "cat-file", "-e", f"{rev}:{path}", check=False).returncode == 0
+
+
+def _not_pushed(source: Source) -> tuple[str, ...]:
+    """Warn of a commit that only this machine has; refuse it when deploy.yml says so.
+
+    Asked are the remote branches as git last saw them. A repository without a remote is warned of nothing.
+    """
+    words = ["for-each-ref", "--count=1", "--format=x", "--contains", source.rev, "refs/remotes"]
+    if git(source.repository, *words).stdout.strip():
+        return ()
+    what = f"commit {source.rev[:8]} ({source.ref}) is on no remote branch"
+    if source.spec.require_pushed:
+        raise Refused(f"{what}, and deploy.yml says require_pushed: run git push (or git fetch) first")
+    if not git(source.repository, "remote").stdout.strip():
+        return ()
+    return (f"{what}: only this machine has what is deployed, git push it",)
 
 
 def _app_folder(app: str, root: Path) -> Path:

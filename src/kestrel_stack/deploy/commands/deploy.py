@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from .. import build, description, hoststate, plan, scripts
 from ..description import Host
-from ..errors import DONE, Cancelled, Refused
+from ..errors import DONE, Cancelled, HostError, Refused
 from ..hoststate import HostState
 from ..report import Report, count, size
 from ..rollout import Rollout
@@ -44,6 +44,8 @@ def deploy(ask: Ask, out: Report) -> int:
             f"Plan: {environment.app} from {source.ref} ({source.rev[:8]}) to"
             f" {count(len(session.hosts), 'host')} of {environment.name}"
         )
+        for line in source.warnings:
+            out.bad(line)
         session.inspect(source.spec.shared_files)
         session.require_fit()
         show_plan(session)
@@ -63,7 +65,6 @@ def deploy(ask: Ask, out: Report) -> int:
             taken = [release.name for state in session.states.values() for release in state.releases]
             name = plan.release_name(datetime.now(UTC), source.rev, taken)
             rollout.about(name, source, wheels)
-            _send(session, name, archive, wheels, out)
             _prepare(session, name, source, archive, wheels, out)
             rollout.roll(dict.fromkeys(session.hosts, name))
             rollout.succeeded(source.spec.keep)
@@ -86,7 +87,7 @@ def _build(
             made = per_target[target]
             out.step(
                 f"Build: {count(len(made.files), 'wheel')} ({size(made.size)}) for {target};"
-                f" application {size(archive.size)}"
+                f" application {size(archive.files_size)}"
             )
         wheels[host.name] = per_target[target]
     if session.cancel.is_set():
@@ -102,7 +103,7 @@ def _up_to_date(
     session: Session, source: build.Source, archive: build.Archive, wheels: dict[str, build.Wheels]
 ) -> bool:
     return all(
-        plan.is_up_to_date(state, source.rev, archive.sha256, wheels[name].key)
+        plan.is_up_to_date(state, source.rev, archive.manifest, wheels[name].key)
         for name, state in session.states.items()
     )
 
@@ -111,7 +112,7 @@ def _require_disk(session: Session, archive: build.Archive, wheels: dict[str, bu
     short = []
     for name, state in session.states.items():
         lacking = wheels[name].size if _lacks_venv(state, wheels[name]) else None
-        need = plan.disk_needed_kb(archive.files_size, archive.size, lacking)
+        need = plan.disk_needed_kb(archive.files_size, archive.files_size, lacking)
         free = int(state.facts.get("disk_kb", "0"))
         if free < need:
             short.append(
@@ -146,27 +147,6 @@ def _dry_run(
     return DONE
 
 
-def _send(
-    session: Session, name: str, archive: build.Archive, wheels: dict[str, build.Wheels], out: Report
-) -> None:
-    bundles = {
-        host.name: build.build_bundle(
-            archive, wheels[host.name], with_wheels=_lacks_venv(session.states[host.name], wheels[host.name])
-        )
-        for host in session.hosts
-    }
-
-    def send(host: Host) -> None:
-        bundle = bundles[host.name]
-        # 50 KB a second is a line on which one would rather not deploy.
-        seconds = 120 + bundle.size // 50_000
-        script = scripts.receive(session.root, name, size=bundle.size, sha256=bundle.sha256, seconds=seconds)
-        session.run(host, script, "send", timeout=seconds + 10, upload=bundle.path)
-        out.step(f"received {size(bundle.size)}", host.name)
-
-    session.everywhere(session.hosts, send)
-
-
 def _prepare(
     session: Session,
     name: str,
@@ -178,6 +158,7 @@ def _prepare(
     created_at = timestamp()
 
     def prepare(host: Host) -> None:
+        state = session.states[host.name]
         about = {
             "release": name,
             "rev": source.rev,
@@ -185,23 +166,36 @@ def _prepare(
             "venv": wheels[host.name].key,
             "created_at": created_at,
             "by": who(),
-            "archive": archive.sha256,
+            "archive": archive.manifest,
+            "manifest": archive.manifest,
         }
-        script = scripts.prepare(
-            session.root,
-            name,
-            venv=wheels[host.name].key,
-            stack_wheel=wheels[host.name].stack_wheel,
-            release_json=about,
-            shared_files=source.spec.shared_files,
-            shared_directories=source.spec.shared_directories,
-        )
-        result = session.run(host, script, "prepare", timeout=900)
-        built = False
-        for words in hoststate.events(result.lines):
-            built = built or words == ["venv", "built"]
-            if words[0] == "warning":
-                out.bad(" ".join(words[1:]), host.name)
-        out.step(f"prepared {name}" + (", new venv" if built else ""), host.name)
+        for full in (False, True):
+            bundle = build.bundle_for(archive, wheels[host.name], state, source, full=full)
+            script = scripts.prepare(
+                session.root,
+                name,
+                bundle=bundle,
+                venv=wheels[host.name].key,
+                stack_wheel=wheels[host.name].stack_wheel,
+                release_json=about,
+                previous=state.current,
+                check=source.spec.hooks.check,
+                shared_files=source.spec.shared_files,
+                shared_directories=source.spec.shared_directories,
+            )
+            seconds = bundle.seconds + scripts.HOOK_SECONDS + 900
+            result = session.run(host, script, "prepare", timeout=seconds, upload=bundle.path)
+            said = list(hoststate.events(result.lines))
+            for words in said:
+                if words[0] == "warning":
+                    out.bad(" ".join(words[1:]), host.name)
+            if ["prepared"] in said:
+                break
+            reason = next((" ".join(words[2:]) for words in said if words[:2] == ["need", "full"]), "")
+            if full:
+                raise HostError(host.name, f"prepare: {reason or 'it did not say that it is done'}")
+            out.step(f"gets everything: {reason}", host.name)
+        built = ", new venv" if ["venv", "built"] in said else ""
+        out.step(f"received {size(bundle.size)}, prepared {name}{built}", host.name)
 
     session.everywhere(session.hosts, prepare)
