@@ -8,18 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .errors import Refused
-from .hoststate import RELEASE_NAME, Group, HostState
+from .hoststate import RELEASE_NAME, HostState
+from .onhost.judge import WEB, judge
 
 PYTHON_SUPPORTED = ((3, 11), (3, 13))
 """Oldest and newest Python of a host: those of Debian 12 and 13."""
 ARCHITECTURES = ("x86_64", "aarch64")
-MIN_UPTIME = 7
-"""Seconds a worker must have been up to count.
-
-Supervisor says RUNNING after startsecs (2), but a consumer whose application does not import stays until
-it is 5 seconds old, so that supervisor takes its exit 78 for final.
-"""
-
 
 # --- may it go on? -----------------------------------------------------------------------------------
 
@@ -50,12 +44,16 @@ def problems(state: HostState, user: str, *, needs_workers: bool) -> list[str]:
         )
     if needs_workers and "helper" not in facts:
         found.append(f"kestrel-stack-workers is missing: {site}")
+    refused = set()
     for group in state.groups:
-        if group.error is not None:
-            if group.error.startswith("sudo:") or "sudo" in group.error[:40]:
-                found.append(f"user {user} may not run kestrel-stack-workers by sudo: {site} ({group.error})")
-                break
+        if group.error is None:
+            continue
+        program = "kestrel-stack-web" if group.name == WEB else "kestrel-stack-workers"
+        if "sudo" not in group.error[:40]:
             found.append(f"workers {group.name}: {group.error}: {site}")
+        elif program not in refused:
+            refused.add(program)
+            found.append(f"user {user} may not run {program} by sudo: {site} ({group.error})")
     for path in state.missing_shared:
         found.append(f"the shared file {path} is missing: put it into the application's shared/ folder")
     return found
@@ -103,41 +101,46 @@ def is_up_to_date(state: HostState, rev: str, archive: str, venv: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How the workers of a host stand against a release: ok, still to wait, or failed for good."""
+class Pace:
+    """How carefully the hosts are switched."""
 
-    ok: bool
-    final: bool
-    reason: str = ""
-    down: bool = False
-    """A worker is EXITED or STOPPED: for a moment that is normal, for longer it is not."""
+    batch: str = "1"
+    """Hosts switched at once: a whole number, or a share of all such as ``25%``."""
+    canary: int = 0
+    """Hosts that are switched before all others and watched."""
+    soak: int = 0
+    """Seconds that they are watched."""
+    ping: bool = True
+    """Whether every queue has to answer from the new release."""
 
 
-def judge(groups: Sequence[Group], release: str, min_uptime: int = MIN_UPTIME) -> Verdict:
-    """Say whether every worker runs from ``release`` and has been up for ``min_uptime`` seconds.
+@dataclass(frozen=True)
+class Batch:
+    """Hosts that are switched at once."""
 
-    FATAL is final, supervisor has given up; every other state may still come right.
+    hosts: tuple[Any, ...]
+    canary: bool = False
+
+
+def batch_size(batch: str, hosts: int) -> int:
+    """Say how many of so many hosts a batch is: a share is rounded up, so that it is never none."""
+    if batch.endswith("%"):
+        return max(1, -(-hosts * int(batch[:-1]) // 100))
+    return int(batch)
+
+
+def batches(hosts: Sequence[Any], pace: Pace) -> list[Batch]:
+    """Split the hosts into what is switched together, the canary first, else in the inventory's order.
+
+    A canary stands for the others, so one host alone is none, and one is always left for it to stand for. It
+    is a host with workers if there is one: jobs are what shows whether a release is good.
     """
-    waiting = ""
-    down = False
-    for group in groups:
-        if group.error is not None:
-            return Verdict(False, True, f"workers {group.name}: {group.error}")
-        if not group.processes:
-            return Verdict(False, True, f"workers {group.name}: there is no process in this group")
-        for process in group.processes:
-            reason = ""
-            if process.state == "FATAL":
-                return Verdict(False, True, f"worker {process.name} is FATAL")
-            if process.state != "RUNNING":
-                reason = f"worker {process.name} is {process.state}"
-                down = down or process.state in ("EXITED", "STOPPED")
-            elif process.release != release:
-                reason = f"worker {process.name} runs from {process.release or 'an unknown release'}"
-            elif process.uptime < min_uptime:
-                reason = f"worker {process.name} has been up for {process.uptime} s only"
-            waiting = waiting or reason
-    return Verdict(not waiting, False, waiting, down)
+    size = batch_size(pace.batch, len(hosts))
+    telling = sorted(hosts, key=lambda host: not host.queues)
+    first = telling[: min(pace.canary, len(hosts) - 1)] if hosts else []
+    rest = [host for host in hosts if host not in first]
+    made = [Batch(tuple(first), canary=True)] if first else []
+    return made + [Batch(tuple(rest[start : start + size])) for start in range(0, len(rest), size)]
 
 
 def rollback_target(states: Sequence[HostState], to: str | None = None) -> str:
@@ -146,13 +149,18 @@ def rollback_target(states: Sequence[HostState], to: str | None = None) -> str:
     Without ``to`` it is the newest that is older than the newest current one. Raises Refused when there is
     none.
     """
-    usable = [{r.name for r in s.releases if r.verified and r.venv in s.venvs} for s in states]
+    usable = [
+        {r.name for r in s.releases if r.verified and not r.failed and r.venv in s.venvs} for s in states
+    ]
     common = set.intersection(*usable) if usable else set()
     if to is not None:
         for state, names in zip(states, usable, strict=True):
             if to not in names:
                 known = ", ".join(sorted(common)) or "none"
-                what = "was never verified or has lost its venv" if state.release(to) else "is not there"
+                release = state.release(to)
+                what = "is not there"
+                if release is not None:
+                    what = "failed" if release.failed else "was never verified or has lost its venv"
                 raise Refused(f"{state.host}: release {to} {what}; all hosts can go to: {known}")
         return to
     newest = max(state.current for state in states)
@@ -169,16 +177,23 @@ def rollback_target(states: Sequence[HostState], to: str | None = None) -> str:
 def to_remove(state: HostState, new: str, venv: str, previous: str, keep: int) -> tuple[list[str], list[str]]:
     """Choose the releases and venvs that may go after a good deploy of ``new``, which uses ``venv``.
 
-    Kept are the newest ``keep`` that were verified, always the new one and the one before it. What was never
-    verified (a deploy that failed) does not count and goes.
+    Kept are the newest ``keep`` that ran well, always the new one, the one before it, and the last good one.
+    What failed or was never verified does not count and goes.
     """
-    verified = sorted({r.name for r in state.releases if r.verified} | {new}, reverse=True)
-    kept = set(verified[:keep]) | {new, previous}
+    good = sorted({r.name for r in state.releases if r.verified and not r.failed} | {new}, reverse=True)
+    kept = set(good[:keep]) | {new, previous}
     gone = [release.name for release in state.releases if release.name not in kept]
     used = {release.venv for release in state.releases if release.name in kept}
     return gone, [name for name in state.venvs if name not in used | {venv}]
 
 
-def batches(hosts: Sequence[Any], size: int = 1) -> list[list[Any]]:
-    """Split the hosts into groups that are switched together, in the inventory's order."""
-    return [list(hosts[start : start + size]) for start in range(0, len(hosts), size)]
+def failed_before(state: HostState, new: str) -> list[str]:
+    """Choose the releases that may go when a deploy of ``new`` has failed: those that failed before it.
+
+    The last that failed stays, to be looked at. A series of failures must not fill the disk.
+    """
+    return [
+        release.name
+        for release in state.releases
+        if release.name not in (new, state.current) and (release.failed or not release.verified)
+    ]

@@ -4,31 +4,47 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kestrel_stack.deploy import scripts
+from kestrel_stack.deploy.build import Bundle
+from kestrel_stack.deploy.scripts import Pings, Side
 from support.deploy import NEW, OLD, ROOT, Tree
 
 HOSTILE = "it's $(touch pwned) `touch pwned` ; touch pwned \" \\ * é"
 
 
 def every_script():
+    side = Side(OLD, "abc", {"before_switch": "php a.php", "after_switch": "php b.php"})
     link = {"shared_files": [".env", "config/a.ini"], "shared_directories": ["var", "a/b"]}
-    prepared = {"venv": "v", "stack_wheel": "w.whl", "release_json": {"a": 1}}
+    bundle = Bundle(Path("b"), "0" * 64, 5, OLD)
+    prepared = {"bundle": bundle, "venv": "v", "stack_wheel": "w.whl", "release_json": {"a": 1}}
     return {
         "inspect": scripts.inspect("/srv/shop", ["shop_a", "shop_b"], [".env"], settle=3),
         "inspect, no workers": scripts.inspect("/srv/shop", []),
         "status": scripts.status(["shop_a"]),
         "lock": scripts.lock("/srv/shop", {"id": "1"}),
         "unlock": scripts.unlock("/srv/shop", "1"),
-        "receive": scripts.receive("/srv/shop", NEW, size=5, sha256="0" * 64, seconds=3),
-        "prepare": scripts.prepare("/srv/shop", NEW, **prepared, **link),
+        "prepare": scripts.prepare("/srv/shop", NEW, check="php c.php", previous=OLD, **prepared, **link),
         "prepare, nothing shared": scripts.prepare("/srv/shop", NEW, **prepared),
-        "switch": scripts.switch("/srv/shop", ["shop_a"], from_release=OLD, to_release=NEW),
-        "switch back": scripts.switch("/srv/shop", [], from_release=NEW, to_release="", going_back=True),
+        "switch": scripts.switch("/srv/shop", ["shop_a"], Side(OLD), Side(NEW)),
+        "switch, all of it": scripts.switch(
+            "/srv/shop",
+            ["shop_a"],
+            side,
+            replace(side, release=NEW),
+            web="shop",
+            pings=Pings(("a", "b"), 70, "1"),
+        ),
+        "switch back": scripts.switch("/srv/shop", [], side, Side(), going_back=True),
+        "restart": scripts.switch("/srv/shop", ["shop_a"], side, side),
+        "sample": scripts.sample("/srv/shop", ["shop_a"], NEW, since="600"),
+        "migrate": scripts.migrate("/srv/shop", "true", side, OLD, seconds=9),
         "finish": scripts.finish("/srv/shop", "1"),
         "finish, all of it": scripts.finish(
             "/srv/shop", "1", verified=NEW, record={"a": 1}, remove_releases=[OLD], remove_venvs=["v"]
@@ -57,19 +73,41 @@ def test_every_value_is_quoted_in_every_template():
         "status": scripts.status([HOSTILE], helper=HOSTILE),
         "lock": scripts.lock(HOSTILE, {"id": HOSTILE}),
         "unlock": scripts.unlock(HOSTILE, HOSTILE),
-        "receive": scripts.receive(HOSTILE, HOSTILE, size=1, sha256=HOSTILE, seconds=1),
         "prepare": scripts.prepare(
             HOSTILE,
             HOSTILE,
+            bundle=Bundle(Path("b"), HOSTILE, 1, HOSTILE),
+            previous=HOSTILE,
+            app=HOSTILE,
+            check=HOSTILE,
             venv=HOSTILE,
             stack_wheel=HOSTILE,
-            release_json={"a": HOSTILE},
+            release_json={"a": HOSTILE, "rev": HOSTILE},
             shared_files=[HOSTILE],
             shared_directories=[HOSTILE],
         ),
         "switch": scripts.switch(
-            HOSTILE, [HOSTILE], from_release=HOSTILE, to_release=HOSTILE, helper=HOSTILE
+            HOSTILE,
+            [HOSTILE],
+            Side(HOSTILE, HOSTILE, dict.fromkeys(("before_switch", "after_switch"), HOSTILE)),
+            Side(NEW, HOSTILE, dict.fromkeys(("before_switch", "after_switch"), HOSTILE)),
+            web=HOSTILE,
+            pings=Pings((HOSTILE,), 1, HOSTILE),
+            logs=HOSTILE,
+            helper=HOSTILE,
+            web_helper=HOSTILE,
         ),
+        "sample": scripts.sample(
+            HOSTILE,
+            [HOSTILE],
+            HOSTILE,
+            since=HOSTILE,
+            web=HOSTILE,
+            logs=HOSTILE,
+            helper=HOSTILE,
+            web_helper=HOSTILE,
+        ),
+        "migrate": scripts.migrate(HOSTILE, HOSTILE, Side(HOSTILE, HOSTILE), HOSTILE, seconds=1),
         "finish": scripts.finish(
             HOSTILE,
             HOSTILE,

@@ -1,0 +1,195 @@
+"""Layer two: whether a canary's release does its jobs as well as the one before it. Pure.
+
+A sample is what the queues and the canary's workers said at one moment; the verdict compares one from before
+the switch with one from after it. What cannot be compared is said, and is no failure: a release must not go
+back because a server that it does not run on was away.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import hoststate
+from .hoststate import Group
+from .onhost.judge import judge
+
+WINDOW = 600
+"""Seconds of the old release's logs in which its failures are counted: enough for a share to tell."""
+MIN_FAILURES = 3
+"""So many failed jobs at least: one or two can be a tenant's bad data."""
+WORSE_BY = 0.2
+"""How much larger the share of failed jobs may be than with the old release. A job that depends on others
+fails now and then; a release with a defect fails most jobs of a kind."""
+STANDS_STILL = 0.9
+"""A queue's head that has aged by this share of the time that went by was not taken by anybody meanwhile."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """How one queue stood."""
+
+    items: int = 0
+    parked: int = 0
+    oldest: float | None = None
+    """Age of its head in seconds; None when it is empty, or when that cannot be known."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How queues and workers stood at one moment."""
+
+    levels: Mapping[str, Level] | None = None
+    """By queue; None when no server could say."""
+    outcomes: Mapping[str, int] | None = None
+    """How many of the canary's jobs ended how: done, retry, parked. None when its logs could not be read."""
+    groups: tuple[Group, ...] = ()
+    trouble: str = ""
+    """Why there are no levels."""
+
+    @property
+    def ended(self) -> int:
+        """Jobs that ended."""
+        return sum((self.outcomes or {}).get(outcome, 0) for outcome in ("done", "retry", "parked"))
+
+    @property
+    def failed(self) -> int:
+        """Jobs that failed, whether they are tried again or not."""
+        return sum((self.outcomes or {}).get(outcome, 0) for outcome in ("retry", "parked"))
+
+    @property
+    def parked(self) -> int:
+        """Jobs that were given up."""
+        return (self.outcomes or {}).get("parked", 0)
+
+    @property
+    def share(self) -> float:
+        """Share of failed jobs, 0 when none ended."""
+        return self.failed / self.ended if self.ended else 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the canary does as well as before, and what was seen, in a line."""
+
+    ok: bool
+    text: str
+    worker: str = ""
+
+
+def parse(lines: Sequence[str]) -> Sample:
+    """Read what the sample script said."""
+    levels: Mapping[str, Level] | None = None
+    outcomes: Mapping[str, int] | None = None
+    trouble = "the queues could not be counted"
+    for words in hoststate.events(lines):
+        if words[0] == "outcomes" and len(words) > 1:
+            found = _object(words[1])
+            outcomes = None if found is None else {str(key): _whole(value) for key, value in found.items()}
+        elif words[0] == "queues":
+            data = _object(words[1]) if len(words) > 1 else None
+            queues = (data or {}).get("queues")
+            if isinstance(queues, dict):
+                levels = {str(name): _level(about) for name, about in queues.items()}
+            elif len(words) > 1:
+                trouble = " ".join(words[1:])
+    return Sample(levels, outcomes, hoststate.parse_groups(lines), "" if levels is not None else trouble)
+
+
+def merge(samples: Sequence[Sample]) -> Sample:
+    """Make one sample of those of several canaries: they see the same queues, each its own jobs."""
+    outcomes: dict[str, int] | None = None
+    for sample in samples:
+        for outcome, number in (sample.outcomes or {}).items():
+            outcomes = outcomes or {}
+            outcomes[outcome] = outcomes.get(outcome, 0) + number
+        if sample.outcomes is not None and outcomes is None:
+            outcomes = {}
+    known = next((sample for sample in samples if sample.levels is not None), None)
+    return Sample(
+        known.levels if known else None,
+        outcomes,
+        tuple(group for sample in samples for group in sample.groups),
+        known.trouble if known else (samples[0].trouble if samples else ""),
+    )
+
+
+def compare(
+    before: Sample, after: Sample, release: str, elapsed: float, timeouts: Mapping[str, int], soaked: float
+) -> Verdict:
+    """Say whether the canary does as well as before.
+
+    ``elapsed``: seconds between the samples; ``soaked``: since the switch; ``timeouts``: by queue, how long
+    one of its jobs may take, in seconds.
+    """
+    workers = judge(after.groups, release, 0)
+    if workers.final:
+        return Verdict(False, workers.reason, workers.worker)
+    growth = _growth(before, after)
+    grown = {queue: number for queue, number in growth.items() if number > 0}
+    said = f"{_seen(after)} in {soaked:.0f} s ({_seen(before)} in {WINDOW} s before)"
+    if after.outcomes is None:
+        # Nobody knows whose they are; without a growth before it they are blamed on what is new.
+        if grown:
+            return Verdict(False, f"error queues grew: {_listed(grown)}")
+    elif after.parked and not before.parked:
+        where = f"; error queues: {_listed(grown)}" if grown else ""
+        return Verdict(False, f"jobs were given up, and none before: {said}{where}")
+    elif after.failed >= MIN_FAILURES and after.share > before.share + WORSE_BY:
+        return Verdict(False, f"more jobs fail than before: {said}")
+    for queue, level in sorted((after.levels or {}).items()):
+        earlier = (before.levels or {}).get(queue, Level())
+        patience = timeouts.get(queue)
+        if patience is None or level.oldest is None or level.oldest <= patience:
+            continue
+        if (earlier.oldest or 0) <= patience and level.oldest >= (
+            earlier.oldest or 0
+        ) + STANDS_STILL * elapsed:
+            return Verdict(
+                False, f"nobody takes from queue {queue}: its head has been there for {level.oldest:.0f} s"
+            )
+    oldest = max((level.oldest or 0 for level in (after.levels or {}).values()), default=0)
+    words = [said, f"error queues +{sum(grown.values())}", f"oldest item {oldest:.0f} s"]
+    if after.levels is None or before.levels is None:
+        words[1:] = [f"queues not compared: {after.trouble or before.trouble}"]
+    return Verdict(True, ", ".join(words))
+
+
+def _growth(before: Sample, after: Sample) -> dict[str, int]:
+    if before.levels is None or after.levels is None:
+        return {}
+    return {
+        queue: level.parked - before.levels.get(queue, Level()).parked
+        for queue, level in after.levels.items()
+    }
+
+
+def _seen(sample: Sample) -> str:
+    if sample.outcomes is None:
+        return "jobs not counted"
+    return f"{sample.ended} jobs, {sample.failed} failed, {sample.parked} given up"
+
+
+def _listed(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{queue} +{number}" for queue, number in sorted(numbers.items()))
+
+
+def _level(about: Any) -> Level:
+    about = about if isinstance(about, dict) else {}
+    oldest = about.get("oldest_s")
+    known = isinstance(oldest, (int, float)) and not isinstance(oldest, bool)
+    return Level(_whole(about.get("items")), _whole(about.get("errors")), float(oldest) if known else None)
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
