@@ -426,6 +426,8 @@ def _each(
 def _ping(store: Queue, given: argparse.Namespace) -> int:
     if not isinstance(store, KestrelStore):
         raise UsageError("only queues that are kept by Kestrel know pings")
+    if not given.release:
+        raise UsageError("--release is empty; write the name of the release's folder")
     found: Settings | None = given.settings
     queues = list(dict.fromkeys(given.queues or store.queues))
     if not queues:
