@@ -19,7 +19,7 @@ import yaml
 
 from kestrel_stack.lab import inventory
 from support.deploy import FAB, JOBS, ROOT, GitApp
-from support.load import NOTE_JOB, Load, Note, parse_notes
+from support.load import NOTE_JOB, RATE, Load, Note, parse_notes
 from support.tcp_proxy import TcpProxy
 
 HOSTS = ("worker1", "worker2")
@@ -50,6 +50,8 @@ class Fab:
             text=True,
         )
         self.lines: list[str] = []
+        self.times: list[float] = []
+        """When each line came, in seconds since the epoch."""
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -58,6 +60,7 @@ class Fab:
         for line in self.process.stdout:
             with self._changed:
                 self.lines.append(line.rstrip("\n"))
+                self.times.append(time.time())
                 self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
@@ -322,9 +325,9 @@ class DeployLab:
 
     # --- load ------------------------------------------------------------------------------------------
 
-    def load(self) -> Load:
+    def load(self, rate: float = RATE) -> Load:
         """Start to enqueue jobs; see `settle`."""
-        return Load(f"{self.addresses[QUEUE_HOST]}:22133", "shop", SHARES).start()
+        return Load(f"{self.addresses[QUEUE_HOST]}:22133", "shop", SHARES, rate).start()
 
     def notes(self, load: Load) -> list[Note]:
         """What the workers of every host have noted of a load."""

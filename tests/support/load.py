@@ -28,8 +28,9 @@ def note(data, context):
     import os
     import time
 
+    began = time.time()
     time.sleep(data["seconds"])
-    line = f"{context.id} {data['sent']:.6f} {time.time():.6f} {context.release}\\n"
+    line = f"{context.id} {data['sent']:.6f} {began:.6f} {time.time():.6f} {context.release}\\n"
     descriptor = os.open(f"var/done-{data['run']}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o664)
     try:
         os.write(descriptor, line.encode())
@@ -44,22 +45,23 @@ class Note:
 
     id: str
     sent: float
+    began: float
     done: float
     release: str
     host: str
 
     @property
     def wait(self) -> float:
-        """Seconds from before the job was enqueued until it was done."""
-        return self.done - self.sent
+        """Seconds from before the job was enqueued until a worker began with it."""
+        return self.began - self.sent
 
 
 def parse_notes(text: str, host: str) -> list[Note]:
     """Return the notes in a host's file."""
     found = []
     for line in text.splitlines():
-        id_, sent, done, release = line.split()
-        found.append(Note(id_, float(sent), float(done), release, host))
+        job, sent, began, done, release = line.split()
+        found.append(Note(job, float(sent), float(began), float(done), release, host))
     return found
 
 
