@@ -14,9 +14,11 @@ import zipfile
 import pytest
 
 from kestrel_stack.deploy import build
+from kestrel_stack.deploy.build import manifest
 from kestrel_stack.deploy.errors import FAILED, REFUSED, DeployError, Refused
-from kestrel_stack.deploy.hoststate import Target
-from support.deploy import ROOT, GitApp, git, make_wheel
+from kestrel_stack.deploy.hoststate import HostState, Release, Target
+from support.bundles import state_of, wheels_of
+from support.deploy import NEW, OLD, ROOT, GitApp, git, make_wheel
 
 BOOKWORM = Target("3.11", "x86_64", "2.36")
 TRIXIE = Target("3.13", "aarch64", "2.41")
@@ -91,6 +93,45 @@ def test_a_folder_that_is_no_application_is_refused(app, tmp_path):
     refused(lambda: build.find_source(str(empty), "HEAD"), "there is no deploy.yml")
     (empty / "deploy.yml").touch()
     refused(lambda: build.find_source(str(empty), "HEAD"), "deploy.yml is not in commit", "commit it")
+
+
+def test_composer_is_run_where_a_lock_is_and_where_deploy_yml_says(app):
+    assert source(app).spec.composer == ()
+    app.write("composer.lock", "{}")
+    app.write("tools/composer.lock", "{}")
+    app.commit()
+    assert source(app).spec.composer == (".",)
+    app.write("deploy.yml", "php: {composer: []}\n")
+    app.commit()
+    assert source(app).spec.composer == ()
+    app.write("deploy.yml", "php: {composer: [tools]}\n")
+    app.commit()
+    assert source(app).spec.composer == ("tools",)
+    app.write("deploy.yml", "php: {composer: [., other]}\n")
+    app.commit()
+    refused(lambda: source(app), "php.composer names other", "other/composer.lock is not in commit")
+
+
+def test_a_commit_that_is_not_pushed_is_told_and_refused_where_that_is_asked_for(app, tmp_path):
+    # No remote, nowhere to push to: nothing to warn of.
+    assert source(app).warnings == ()
+    git(tmp_path, "init", "-q", "--bare", "remote")
+    git(app.repository, "remote", "add", "origin", str(tmp_path / "remote"))
+    assert ["is on no remote branch" in text for text in source(app).warnings] == [True]
+    git(app.repository, "push", "-q", "origin", "main:work")
+    assert source(app).warnings == ()
+    app.write("deploy.yml", "require_pushed: true\n")
+    app.commit()
+    refused(lambda: source(app), "is on no remote branch", "require_pushed", "git push")
+    assert source(app, "HEAD~1").warnings == ()
+    git(app.repository, "push", "-q", "origin", "main:work")
+    assert source(app).spec.require_pushed
+
+
+def test_pushed_is_asked_for_without_a_remote_too(app):
+    app.write("deploy.yml", "require_pushed: true\n")
+    app.commit()
+    refused(lambda: source(app), "is on no remote branch")
 
 
 def test_a_lock_that_the_commit_lacks_is_named(app):
@@ -178,6 +219,47 @@ def test_a_commit_that_is_older_than_the_stacks_php_code_can_still_be_deployed(t
     checkout = GitApp(tmp_path / "checkout", "examples/shop")
     archive = build.build_archive(source(checkout), tmp_path / "cache", root=checkout.repository)
     assert not [name for name in names(archive.path.read_bytes()) if name.startswith("kestrel-stack")]
+
+
+def test_what_hosts_make_themselves_is_not_sent(app, tmp_path):
+    app.write("deploy.yml", "shared: {files: [config/a.ini], directories: [var]}\n")
+    for name in ("config/a.ini", "config/b.ini", "var/x", "various", "shop/__pycache__/jobs.cpython-311.pyc"):
+        app.write(name, "x")
+    git(app.repository, "add", "-f", "-A")
+    app.commit()
+    found = set(build.build_archive(source(app), tmp_path / "cache").tree)
+    assert {"config/b.ini", "various"} <= found
+    assert not found & {"config/a.ini", "var/x", "shop/__pycache__/jobs.cpython-311.pyc"}
+
+
+def test_a_shared_path_below_a_file_or_a_link_is_refused(app, tmp_path):
+    app.write("deploy.yml", "shared: {directories: [shop/jobs.py/x]}\n")
+    app.commit()
+    refused(lambda: build.build_archive(source(app), tmp_path / "cache"), "shop/jobs.py is a file")
+
+
+def test_the_manifest_says_what_a_release_consists_of_and_names_it(app, tmp_path):
+    app.write("bin/run", "#!/bin/sh\n").chmod(0o755)
+    (app.path / "link").symlink_to("bin/run")
+    app.commit()
+    archive = build.build_archive(source(app), tmp_path / "cache")
+    known = (tmp_path / "cache" / "manifests" / f"{archive.manifest}.json").read_bytes()
+    assert hashlib.sha256(known).hexdigest() == archive.manifest
+    content = hashlib.sha256(b"#!/bin/sh\n").hexdigest()
+    assert archive.entries["bin/run"] == ("755", 10, content)
+    assert archive.entries["link"] == ("link", 0, "bin/run")
+    assert manifest.recall(archive.manifest, tmp_path / "cache") == archive.entries
+    # A file's content counts, and no file's time.
+    app.commit("nothing changed")
+    assert build.build_archive(source(app), tmp_path / "cache").manifest == archive.manifest
+    (app.path / "bin" / "run").chmod(0o644)
+    app.commit("another mode")
+    assert build.build_archive(source(app), tmp_path / "cache").manifest != archive.manifest
+
+
+def test_nothing_is_packed_before_it_is_asked_for(app, tmp_path):
+    build.build_archive(source(app), tmp_path / "cache")
+    assert not (tmp_path / "cache" / "archives").exists()
 
 
 # --- the stack's own wheel -------------------------------------------------------------------------------
@@ -361,12 +443,128 @@ def test_the_bundle_has_wheels_only_for_a_host_that_lacks_the_venv(app, index, t
     wheels = wheels_for(locked(make_wheel(index, "one")), BOOKWORM, tmp_path)
     small = build.build_bundle(archive, wheels, with_wheels=False, cache=tmp_path / "cache")
     large = build.build_bundle(archive, wheels, with_wheels=True, cache=tmp_path / "cache")
-    assert set(names(small.path.read_bytes())) == {"app.tar.gz"}
+    assert set(names(small.path.read_bytes())) == {"manifest.json.gz", "files.tar.gz"}
     assert set(names(large.path.read_bytes())) == {
-        "app.tar.gz", "requirements.txt", "wheels/one-1.0-py3-none-any.whl", f"wheels/{wheels.stack_wheel}",
+        "manifest.json.gz", "files.tar.gz",
+        "requirements.txt", "wheels/one-1.0-py3-none-any.whl", f"wheels/{wheels.stack_wheel}",
     }  # fmt: skip
     again = build.build_bundle(archive, wheels, with_wheels=True, cache=tmp_path / "cache2")
     assert again.path.read_bytes() == large.path.read_bytes()
+
+
+def bundle(app, state, tmp_path, **kwargs):
+    found = source(app)
+    archive = build.build_archive(found, tmp_path / "cache")
+    return build.bundle_for(archive, wheels_of(), state, found, cache=tmp_path / "cache", **kwargs)
+
+
+def files_of(packed):
+    with tarfile.open(packed.path) as made:
+        inner = made.extractfile("files.tar.gz").read()
+    return set(names(inner))
+
+
+def test_a_host_gets_what_differs_from_its_current_release(app, tmp_path):
+    first = build.build_archive(source(app), tmp_path / "cache").manifest
+    app.write("shop/mail.py", "new")
+    app.write("shop/jobs.py", "changed")
+    app.commit()
+    second = build.build_archive(source(app), tmp_path / "cache").manifest
+    app.write("shop/jobs.py", "changed again")
+    app.commit()
+    packed = bundle(app, state_of({OLD: first, NEW: second}, current=OLD), tmp_path)
+    assert (packed.base_release, files_of(packed)) == (OLD, {"shop/mail.py", "shop/jobs.py"})
+    packed = bundle(app, state_of({OLD: first, NEW: second}, current=NEW), tmp_path)
+    assert (packed.base_release, files_of(packed)) == (NEW, {"shop/jobs.py"})
+    # Nothing is current, or what is current tells nothing of itself: the newest that was verified.
+    packed = bundle(app, state_of({OLD: first, NEW: second}), tmp_path)
+    assert packed.base_release == NEW
+    packed = bundle(app, state_of({OLD: first, NEW: ""}, current=NEW), tmp_path)
+    assert packed.base_release is None
+    packed = bundle(app, state_of({OLD: first, NEW: second}, current=NEW), tmp_path, full=True)
+    assert packed.base_release is None
+    assert packed.with_wheels
+
+
+def test_the_same_is_sent_to_every_host_that_has_the_same(app, tmp_path):
+    first = build.build_archive(source(app), tmp_path / "cache").manifest
+    app.write("shop/jobs.py", "changed")
+    app.commit()
+    one, other = (bundle(app, state_of({name: first}, current=name), tmp_path) for name in (OLD, NEW))
+    assert (one.base_release, other.base_release) == (OLD, NEW)
+    assert one.path == other.path
+
+
+def test_the_same_inputs_give_the_same_bundle_from_two_clones(app, tmp_path):
+    app.write("bin/run", "#!/bin/sh\n").chmod(0o755)
+    app.write("é/a b.txt", "x" * 1000)
+    app.commit()
+    base = app.commit_id
+    app.write("shop/jobs.py", "changed")
+    app.commit()
+    made = []
+    for name in ("one", "other"):
+        clone = tmp_path / name / "clone"
+        git(tmp_path, "clone", "-q", str(app.repository), str(clone))
+        cache = tmp_path / name / "cache"
+        found = build.find_source(str(clone / "examples/shop"), "HEAD")
+        old = build.build_archive(build.find_source(str(clone / "examples/shop"), base), cache)
+        new = build.build_archive(found, cache)
+        state = state_of({OLD: old.manifest}, current=OLD)
+        made.append(
+            (
+                new.manifest,
+                new.path.read_bytes(),
+                build.bundle_for(new, wheels_of(), state, found, cache=cache).path.read_bytes(),
+                build.bundle_for(new, wheels_of(), state, found, full=True, cache=cache).path.read_bytes(),
+            )
+        )
+    assert made[0] == made[1]
+
+
+def test_a_release_deployed_from_elsewhere_is_known_by_its_commit(app, tmp_path):
+    first = build.build_archive(source(app), tmp_path / "elsewhere")
+    old = source(app)
+    app.write("shop/jobs.py", "changed")
+    app.commit()
+    release = Release(OLD, True, rev=old.rev, manifest=first.manifest)
+    state = HostState("h", {"current": OLD}, (release,), ("v9",))
+    packed = bundle(app, state, tmp_path)
+    assert (packed.base_release, files_of(packed)) == (OLD, {"shop/jobs.py"})
+
+
+@pytest.mark.parametrize("rev", ["", "f" * 40, "HEAD", "--upload-pack=x", "; touch pwned"])
+def test_a_release_of_an_unknown_commit_is_not_built_upon(app, tmp_path, rev):
+    release = Release(OLD, True, rev=rev, manifest="0" * 64)
+    state = HostState("h", {"current": OLD}, (release,), ("v9",))
+    assert bundle(app, state, tmp_path).base_release is None
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_commit_that_gives_something_else_today_is_not_built_upon(app, tmp_path):
+    # The stack's own PHP code goes with an application, and may have been another one that day.
+    release = Release(OLD, True, rev=source(app).rev, manifest="0" * 64)
+    state = HostState("h", {"current": OLD}, (release,), ("v9",))
+    assert bundle(app, state, tmp_path).base_release is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"files":{},"version":1}'])
+def test_a_manifest_in_the_cache_that_is_not_whole_is_not_believed(app, tmp_path, content):
+    archive = build.build_archive(source(app), tmp_path / "cache")
+    (tmp_path / "cache" / "manifests" / f"{archive.manifest}.json").write_bytes(content)
+    assert manifest.recall(archive.manifest, tmp_path / "cache") is None
+    assert manifest.recall("../../etc/passwd", tmp_path / "cache") is None
+
+
+def test_the_cache_keeps_the_newest_of_everything(app, tmp_path):
+    for number in range(25):
+        for kind in ("archives", "bundles", "manifests"):
+            path = tmp_path / kind / f"{number:03}"
+            build.write_whole(path, b"x")
+            os.utime(path, (number, number))
+    build.trim_cache(tmp_path, keep=2)
+    assert sorted(p.name for p in (tmp_path / "bundles").iterdir()) == ["023", "024"]
+    assert len(list((tmp_path / "manifests").iterdir())) == 20
 
 
 def test_platform_tags_begin_with_the_hosts_own_glibc_and_end_with_the_oldest():
