@@ -114,7 +114,7 @@ def parse_app_spec(text: str, where: str = "deploy.yml", *, composer: Sequence[s
     directories = _paths(shared.get("directories"), "shared.directories", where)
     _refuse_overlap([*files, *directories], where)
     require_pushed = top.get("require_pushed")
-    if require_pushed not in (None, True, False):
+    if require_pushed is not None and not isinstance(require_pushed, bool):
         raise Refused(f"{where}: require_pushed is {_shown(require_pushed)}; it must be true or false")
     return AppSpec(
         requirements=requirements,

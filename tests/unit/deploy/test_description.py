@@ -1,4 +1,4 @@
-"""What people wrote: inventories and deploy.yml, and what is refused."""
+"""What people wrote into inventories, and what is refused."""
 
 import copy
 import shutil
@@ -6,7 +6,6 @@ import shutil
 import pytest
 
 from kestrel_stack.deploy import description
-from kestrel_stack.deploy.appspec import parse_app_spec
 from kestrel_stack.deploy.description import parse_environment
 from kestrel_stack.deploy.errors import REFUSED, Refused
 from support.deploy import ROOT
@@ -193,52 +192,3 @@ def test_an_inventory_that_is_no_yaml_is_refused(tmp_path):
     (tmp_path / "hosts.yml").write_text("all: [\n")
     with pytest.raises(Refused, match="cannot read"):
         description.load_environment(str(tmp_path))
-
-
-# --- deploy.yml ------------------------------------------------------------------------------------------
-
-
-def test_a_whole_deploy_yml_is_read():
-    spec = parse_app_spec(
-        "python: {requirements: req/lock.txt}\nshared: {files: [.env], directories: [var, a/b]}\nkeep: 3\n"
-    )
-    assert (spec.requirements, spec.shared_files, spec.shared_directories, spec.keep) == (
-        "req/lock.txt",
-        (".env",),
-        ("var", "a/b"),
-        3,
-    )
-
-
-def test_an_empty_deploy_yml_has_defaults():
-    spec = parse_app_spec("# nothing\n")
-    assert (spec.requirements, spec.shared_files, spec.keep) == (None, (), 5)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("keeep: 5", ["unknown key keeep", "did you mean keep?"]),
-        ("shared: {dirs: []}", ["unknown key shared.dirs", "known are files, directories"]),
-        ("shared: {directory: []}", ["did you mean directories?"]),
-        ("python: {requirement: x}", ["unknown key python.requirement", "did you mean requirements?"]),
-        ("- a", ["must be a mapping"]),
-        ("keep: [", ["not valid YAML", "line 1"]),
-        ("keep: 1", ["keep is 1"]),
-        ("keep: yes", ["keep is True"]),
-        ("shared: {files: .env}", ["shared.files must be a list"]),
-        ("shared: {files: [/etc/passwd]}", ["'/etc/passwd'", "inside the application"]),
-        ("shared: {directories: [a/../../b]}", ["'a/../../b'"]),
-        ("shared: {directories: [venv/lib]}", ["'venv/lib'"]),
-        ('shared: {files: ["a\\nb"]}', ["shared.files"]),
-        ("shared: {files: [var/x], directories: [var]}", ["var/x is inside var"]),
-        ("shared: {files: [a, a]}", ["a is inside a"]),
-        ("python: {requirements: [a]}", ["python.requirements"]),
-    ],
-)
-def test_a_wrong_deploy_yml_is_refused_in_one_line(text, words):
-    with pytest.raises(Refused) as caught:
-        parse_app_spec(text)
-    for word in words:
-        assert word in str(caught.value)
-    assert "\n" not in str(caught.value)
