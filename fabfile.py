@@ -20,6 +20,15 @@ ENV = "an inventory's name under ansible/inventories, or a path (default: lab)"
 LIMIT = "only these hosts: names, groups or patterns with *, separated by commas"
 APP = "the application's folder, with its deploy.yml (default: examples/shop)"
 QUEUE = "only this queue's workers"
+BATCH = "hosts switched at once: a number, or a share such as 25% (default: deploy.yml's roll.batch, else 1)"
+CANARY = (
+    "hosts switched first and watched (default: deploy.yml's roll.canary, else 1; one host alone has none)"
+)
+SOAK = (
+    "seconds that the canary is watched before the others follow (default: deploy.yml's roll.soak, else 30)"
+)
+YES = "do not ask; in a pipe nothing is ever asked"
+NO_PING = "do not ask the new workers to answer over their queues: for the day when Kestrel is down"
 DRY_RUN = "show what would be done, and change nothing"
 
 
@@ -53,7 +62,12 @@ def is_dry(context: Connection, dry_run: bool) -> bool:
     ref="the branch, tag or commit to deploy (default: HEAD)",
     app=APP,
     limit=LIMIT,
-    dry_run=DRY_RUN,
+    batch=BATCH,
+    canary=CANARY,
+    soak=SOAK,
+    yes=YES,
+    no_ping=NO_PING,
+    dry_run="show what would be done, with every script, and change nothing",
     force="deploy although every host runs this already",
     allow_dirty="deploy the commit although there are uncommitted changes; they are left out",
 )
@@ -63,16 +77,22 @@ def deploy(
     ref: str = "HEAD",
     app: str = "examples/shop",
     limit: str | None = None,
+    batch: str | None = None,
+    canary: str | None = None,
+    soak: str | None = None,
+    yes: bool = False,
+    no_ping: bool = False,
     dry_run: bool = False,
     force: bool = False,
     allow_dirty: bool = False,
 ) -> None:
-    """Roll an application out: build once, send, switch host by host, verify every worker.
+    """Roll an application out: build once, send what is lacking, switch in batches, verify every worker.
 
-    Takes a commit, never the files as they lie about. A host that fails goes back to its old release;
-    hosts that were switched before it stay on the new one and are named.
+    Takes a commit, never the files as they lie about. When a host fails, or the canary does worse than
+    before, every host goes back to its old release; what could not go back is named.
     """
-    ask = commands.Ask(env, ref, app, limit, is_dry(context, dry_run), force, allow_dirty)
+    pace = commands.AskPace(batch, canary, soak, not no_ping)
+    ask = commands.Ask(env, ref, app, limit, is_dry(context, dry_run), force, allow_dirty, yes, pace)
     end(lambda out: commands.deploy(ask, out))
 
 
@@ -80,6 +100,11 @@ def deploy(
     env=ENV,
     to="the release to go back to (default: the last good one before the current; see fab releases)",
     limit=LIMIT,
+    batch=BATCH,
+    canary=CANARY,
+    soak=SOAK,
+    yes=YES,
+    no_ping=NO_PING,
     dry_run=DRY_RUN,
 )
 def rollback(
@@ -87,10 +112,20 @@ def rollback(
     env: str = "lab",
     to: str | None = None,
     limit: str | None = None,
+    batch: str | None = None,
+    canary: str | None = None,
+    soak: str | None = None,
+    yes: bool = False,
+    no_ping: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Go back to an earlier release that is still on the hosts, as carefully as a deploy goes forward."""
-    end(lambda out: commands.rollback(env, to, limit, is_dry(context, dry_run), out))
+    """Go back to an earlier release that is still on the hosts, as carefully as a deploy goes forward.
+
+    Releases that failed are skipped. What a migration did stays.
+    """
+    pace = commands.AskPace(batch, canary, soak, not no_ping)
+    ask = commands.AskRollback(env, to, limit, is_dry(context, dry_run), yes, pace)
+    end(lambda out: commands.rollback(ask, out))
 
 
 @command(env=ENV, limit=LIMIT, json="print data for programs")

@@ -88,13 +88,14 @@ def release_name(now: datetime, rev: str, taken: Iterable[str]) -> str:
     return f"{moment:%Y%m%dT%H%M%SZ}-{rev[:8]}"
 
 
-def is_up_to_date(state: HostState, rev: str, archive: str, venv: str) -> bool:
+def is_up_to_date(state: HostState, rev: str, manifest: str, venv: str) -> bool:
     """Whether this host already runs exactly this, with every worker."""
     current = state.current_release
     return (
         current is not None
         and current.verified
-        and (current.rev, current.archive, current.venv) == (rev, archive, venv)
+        and not current.failed
+        and (current.rev, current.manifest, current.venv) == (rev, manifest, venv)
         and venv in state.venvs
         and judge(state.groups, current.name, 0).ok
     )

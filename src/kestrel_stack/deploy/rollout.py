@@ -294,10 +294,7 @@ class Rollout:
         """Run the application's migration on the first host. Raises HostError; it is never undone."""
         host = self.session.hosts[0]
         self.out.step(f"migrating: {command}", host.name)
-        previous = self.session.states[host.name].current
-        script = scripts.migrate(
-            self.session.root, command, self._side(host, self.name), previous, seconds=MIGRATE_SECONDS
-        )
+        script = self.migrate_script(command)
 
         def run(host: Host) -> None:
             self.session.require_lock(host)
@@ -310,6 +307,14 @@ class Rollout:
         self.session.everywhere([host], run)
         self.migrated = "the migration has run and stays"
         self.out.good("migrated", host.name)
+
+    def migrate_script(self, command: str) -> str:
+        """Return the script that migrates, for the first host."""
+        host = self.session.hosts[0]
+        previous = self.session.states[host.name].current
+        return scripts.migrate(
+            self.session.root, command, self._side(host, self.name), previous, seconds=MIGRATE_SECONDS
+        )
 
     # --- forward --------------------------------------------------------------------------------------
 

@@ -1,11 +1,24 @@
 """The commands themselves, as `fabfile.py` calls them. Each returns an exit code or raises DeployError."""
 
 from .check import check
-from .deploy import Ask, deploy
+from .deploy import Ask, AskPace, deploy
 from .logs import Ask as AskLogs
 from .logs import logs
 from .look import releases, status, unlock
-from .rollback import rollback
+from .rollback import AskRollback, rollback
 from .workers import workers
 
-__all__ = ["Ask", "AskLogs", "check", "deploy", "logs", "releases", "rollback", "status", "unlock", "workers"]
+__all__ = [
+    "Ask",
+    "AskLogs",
+    "AskPace",
+    "AskRollback",
+    "check",
+    "deploy",
+    "logs",
+    "releases",
+    "rollback",
+    "status",
+    "unlock",
+    "workers",
+]

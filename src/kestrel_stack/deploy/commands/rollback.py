@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from .. import description, plan
-from ..errors import DONE
+from ..appspec import Roll
+from ..errors import DONE, Refused
 from ..hoststate import HostState
 from ..report import Report, count
 from ..rollout import Rollout
 from ..session import Session, interruptible
+from .deploy import AskPace
 from .look import show_plan
 
 
-def rollback(env: str, to: str | None, limit: str | None, dry_run: bool, out: Report) -> int:
+@dataclass(frozen=True)
+class AskRollback:
+    """What a person asked `fab rollback` for."""
+
+    env: str = "lab"
+    to: str | None = None
+    """A release's name; None: the last good one before the current."""
+    limit: str | None = None
+    dry_run: bool = False
+    yes: bool = False
+    pace: AskPace = field(default_factory=AskPace)
+
+
+def rollback(ask: AskRollback, out: Report) -> int:
     """Go back to an earlier release, in the same careful way. Returns the exit code; raises DeployError."""
-    environment = description.load_environment(env, limit)
+    pace = ask.pace.over(Roll())
+    environment = description.load_environment(ask.env, ask.limit)
     with Session(environment, out) as session, interruptible():
         out.step(
             f"Plan: rollback of {environment.app} on {count(len(session.hosts), 'host')} of"
@@ -21,12 +39,24 @@ def rollback(env: str, to: str | None, limit: str | None, dry_run: bool, out: Re
         )
         session.inspect()
         session.require_fit()
-        target = plan.rollback_target(list(session.states.values()), to)
+        target = plan.rollback_target(list(session.states.values()), ask.to)
         show_plan(session)
-        out.step(f"Back to {target}")
-        if dry_run:
+        out.step(f"Back to {target}; what migrations did stays")
+        if ask.dry_run:
+            rollout = Rollout(session, out, "rollback")
+            rollout.about(target)
+            for host in session.hosts:
+                current = session.states[host.name].current
+                if current == target:
+                    out.step(f"is on {target} already", host.name)
+                    continue
+                out.line(f"\n# ---- {host.name}: switch " + "-" * 40)
+                out.line(rollout.switch_script(host, current, target, pace).rstrip("\n"))
+            out.line()
             out.good("Dry run: nothing was changed")
             return DONE
+        if not ask.yes and not out.confirm(f"Go back to {target} on {environment.name}?"):
+            raise Refused("not confirmed: nothing was changed")
         rollout = Rollout(session, out, "rollback")
         with rollout:
             session.lock("rollback")
@@ -36,8 +66,8 @@ def rollback(env: str, to: str | None, limit: str | None, dry_run: bool, out: Re
             if not hosts:
                 out.good(f"Nothing to do: every host runs {target} with all its workers")
                 return DONE
-            rollout.roll(dict.fromkeys(hosts, target))
-            rollout.succeeded(None)
+            rollout.roll(dict.fromkeys(hosts, target), pace)
+            rollout.succeeded()
     return DONE
 
 
