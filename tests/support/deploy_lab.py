@@ -26,10 +26,12 @@ HOSTS = ("worker1", "worker2")
 """The hosts of the environment that is deployed to unless a test says otherwise."""
 THREE = (*HOSTS, "worker3")
 QUEUE_HOST = "queue1"
+DELAYS = [2, 5, 10, 20, 30]
+"""Seconds; so many tries that no job is given up while a release is about that cannot do it."""
 # Few and short: a test waits for each worker to outlive supervisor's startsecs.
 QUEUES = [
-    {"name": "hello_world", "job_timeout": 20, "processes": 2, "retry_delays": [1, 5]},
-    {"name": "mail", "job_timeout": 20, "retry_delays": [1, 5]},
+    {"name": "hello_world", "job_timeout": 20, "processes": 2, "retry_delays": DELAYS},
+    {"name": "mail", "job_timeout": 20, "retry_delays": DELAYS},
 ]
 PROCESSES = {"shop_hello_world": 2, "shop_mail": 1}
 GROUPS = tuple(PROCESSES)
@@ -409,5 +411,7 @@ def loaded_app(folder: Path) -> GitApp:
     """An application that can do the jobs of a load, too."""
     app = GitApp(folder)
     app.write("shop/jobs.py", JOBS + NOTE_JOB)
+    # Watching a canary is a test of its own; the others need not wait for it.
+    app.write("deploy.yml", (app.path / "deploy.yml").read_text() + "roll: {soak: 0}\n")
     app.commit("jobs of a load")
     return app

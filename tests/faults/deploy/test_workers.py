@@ -53,7 +53,7 @@ def test_failing_on_the_second_of_two_hosts(lab, app, first):
     """Failing on the last host: the one before goes back as well"""
     app.write("shop/jobs.py", BROKEN_ON.format(host="worker2") + (app.path / "shop/jobs.py").read_text())
     app.commit()
-    done = lab.deploy(app, "--soak=0")
+    done = lab.deploy(app)
     assert done.code == 2, done.text
     assert re.search(r"fab: worker2: (switch|verify): ", done.text)
     assert "this does not import here" in done.text, "the worker's own words"
@@ -96,6 +96,23 @@ def test_a_ping_that_is_never_answered(lab, app, first):
     done = lab.deploy(app)
     assert done.code == 2, done.text
     assert re.search(r"fab: worker1: .*ping", done.text)
+    assert "Every host is as before" in done.text
+    lab.assert_clean()
+    lab.assert_runs(first)
+
+
+@pytest.mark.long
+def test_a_canary_whose_jobs_fail(lab, app, first):
+    """A canary whose jobs fail, seen while it is watched"""
+    jobs = (app.path / "shop/jobs.py").read_text()
+    app.write(
+        "shop/jobs.py",
+        jobs.replace("    import os\n", "    raise RuntimeError('a defect')\n    import os\n", 1),
+    )
+    app.commit()
+    done = lab.deploy(app, "--soak=15")
+    assert done.code == 2, done.text
+    assert re.search(r"fab: worker1: soak", done.text), done.text
     assert "Every host is as before" in done.text
     lab.assert_clean()
     lab.assert_runs(first)
