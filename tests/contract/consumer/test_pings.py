@@ -54,15 +54,17 @@ def ping_queues(broker):
     return re.findall(r"^STAT queue_(shop_work\S*_ping_\S+)_logsize ", text, re.MULTILINE)
 
 
+def number(broker, key):
+    """One of the server's own numbers."""
+    text = broker.raw(b"stats\r\n").decode("latin-1")
+    return int(re.search(rf"^STAT {key} ([0-9]+)\r$", text, re.MULTILINE)[1])
+
+
 def look_has_passed(broker):
     """Wait until an idle worker has asked often enough for an item to have looked for pings meanwhile."""
 
-    def asked():
-        found = re.search(rb"^STAT cmd_get ([0-9]+)\r$", broker.raw(b"stats\r\n"), re.MULTILINE)
-        return int(found[1])
-
-    before = asked()
-    wait_until(lambda: asked() >= before + 6, "the worker to look")
+    before = number(broker, "cmd_get")
+    wait_until(lambda: number(broker, "cmd_get") >= before + 6, "the worker to look")
 
 
 @pytest.fixture
@@ -308,8 +310,10 @@ def test_a_worker_makes_no_queue_for_pings_that_were_never_there(stage):
         answers(stage.broker)
         for queue in ping_queues(stage.broker):
             stage.broker.raw(b"delete %b\r\n" % queue.encode())
+        made = number(stage.broker, "queue_creates")
         look_has_passed(stage.broker)
         assert ping_queues(stage.broker) == []
+        assert number(stage.broker, "queue_creates") == made
         assert worker.end(TERM) == 0
 
 
