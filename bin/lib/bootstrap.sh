@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # What bin/up, bin/down and bin/test need before Python can take over: programs, and the virtual environment.
 # Bash and Debian's minimal install are enough for this file. Callers may set `yes` (1: do not ask), `suite`,
-# and `with_php` (1: what the tests of the PHP half need).
+# `with_php` (1: what the tests of the PHP half need) and `with_tools` (1: programs that a deploy runs if it is asked to,
+# so that their tests are not skipped).
 #
 #   KESTREL_STACK_VENV    another folder for the virtual environment, so that several checkouts share one
 #   KESTREL_STACK_DOCKER  another Docker client than /usr/bin/docker or the first on PATH
@@ -13,6 +14,7 @@ program=bin/${0##*/}
 yes=0
 suite=bookworm
 with_php=0
+with_tools=0
 [[ ${CI:-} == true ]] && yes=1
 # What this run did, for Python to report; another bin/* that runs us has its own.
 unset KESTREL_STACK_BOOTSTRAPPED KESTREL_STACK_ENGINE_STARTED
@@ -129,6 +131,9 @@ check_needs() {
     if [[ $with_php -eq 1 ]]; then
         check_php
     fi
+    if [[ $with_tools -eq 1 ]]; then
+        check_tools
+    fi
     if [[ $with_engine -eq 1 ]]; then
         check_engine
     fi
@@ -141,6 +146,14 @@ check_php() {
         php -r "exit((int) !extension_loaded('$extension'));" >/dev/null 2>&1 || packages+=("php-$extension")
     done
     has phpunit || packages+=(phpunit)
+}
+
+check_tools() {
+    local program
+    # Composer takes packages out of zip files with unzip.
+    for program in composer unzip rsync; do
+        has "$program" || packages+=("$program")
+    done
 }
 
 check_engine() {

@@ -183,6 +183,16 @@ def test_the_tests_of_the_php_half_need_php_its_extensions_and_phpunit(machine: 
     ]
 
 
+def test_the_tests_with_processes_need_what_a_deploy_may_run_as_well(machine: Machine) -> None:
+    for name in ("php", "phpunit", "unzip"):
+        machine.has(name)
+    done = machine.run("bin/test", "--only", "processes", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert machine.called("apt-get install") == [
+        "apt-get install -q -y --no-install-recommends composer rsync"
+    ]
+
+
 def test_an_extension_alone_may_be_missing(machine: Machine) -> None:
     machine.has("phpunit")
     machine.has("php", '[[ "$*" != *sqlite3* ]]')

@@ -15,6 +15,7 @@ from .spec import Rsync
 STILL_SECONDS = 30
 """A connection on which nothing moves for this long is given up."""
 REMOTE_SHELL = "ssh -o BatchMode=yes -o ConnectTimeout=10"
+"""In the environment: as an option it would mean a daemon behind a shell where a target is rsync://."""
 POLL_SECONDS = 0.1
 
 
@@ -34,8 +35,6 @@ def send(uploads: Sequence[Upload], target: Rsync, limits: Limits) -> set[str]:
 
 def _command(staging: Path, target: Rsync) -> list[str]:
     command = ["rsync", "--recursive", "--size-only", "--out-format=%n", f"--timeout={STILL_SECONDS}"]
-    if "RSYNC_RSH" not in os.environ:
-        command += ["--rsh", REMOTE_SHELL]
     # No times, owners or modes, and nothing is deleted: the target's folders stay as their owner set them up.
     return [*command, "--", f"{staging}/", target.target]
 
@@ -55,6 +54,7 @@ def _run(command: Sequence[str], target: Rsync, limits: Limits) -> str:
         # A session of its own: Ctrl-C reaches us, and we end it.
         process = subprocess.Popen(
             command,
+            env={"RSYNC_RSH": REMOTE_SHELL, **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
