@@ -130,7 +130,11 @@ def fab(*words: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess[
 
 
 # A stand-in for /usr/local/sbin/kestrel-stack-workers: the same words, a folder instead of supervisor.
-HELPER = """#!/usr/bin/python3
+HELPER = (
+    f"""#!/usr/bin/python3
+NEW = {NEW!r}
+"""
+    + """
 import json, os, sys, time
 from pathlib import Path
 
@@ -153,9 +157,11 @@ if not failed:
     elif action == "start" and release is not None:
         state.write_text(release)
 running = state.exists()
+seen = base / f"seen-{group}"
+word = seen.read_text() if seen.exists() and state.exists() and state.read_text() == NEW else "RUNNING"
 print(json.dumps({"group": group, "processes": [{
     "name": f"{group}_00",
-    "state": "RUNNING" if running else "STOPPED",
+    "state": word if running else "STOPPED",
     "pid": 1 if running else None,
     "uptime": 9 if running else 0,
     "release": state.read_text() if running else None,
@@ -163,6 +169,54 @@ print(json.dumps({"group": group, "processes": [{
 if failed:
     print(f"{group}_00 would not {action}", file=sys.stderr)
     sys.exit(1)
+"""
+)
+
+# As `kestrel-stack-web`: what serves pages runs from the release that it was last told to reload from.
+WEB_HELPER = """#!/usr/bin/python3
+import json, os, sys
+from pathlib import Path
+
+action, app = sys.argv[1:]
+base = Path(os.environ["TREE"])
+state = base / "state" / "web"
+(base / "calls").open("a").write(f"{action} web\\n")
+current = base / "srv" / "current"
+release = os.path.basename(os.readlink(current)) if current.is_symlink() else None
+failing = base / "fail-reload-web"
+failed = action == "reload" and failing.exists() and failing.read_text() in ("", release or "")
+if action == "reload" and not failed:
+    state.write_text(release or "")
+serving = state.read_text() if state.exists() else ""
+word = "RUNNING" if serving else "STOPPED"
+print(json.dumps({"group": "web", "processes": [
+    {"name": "web", "state": word, "pid": 1, "uptime": 0, "release": serving or None}]}))
+if failed:
+    print("the new release does not answer", file=sys.stderr)
+    sys.exit(1)
+"""
+
+# As a release's own Python, asked to ping or to count.
+PYTHON = """#!/usr/bin/python3
+import json, os, sys, time
+from pathlib import Path
+
+base = Path(os.environ["TREE"])
+words = sys.argv[1:]
+assert words[:3] == ["-P", "-m", "kestrel_stack.queue.jobs"], words
+if words[3] == "count":
+    count = base / "count"
+    print(count.read_text() if count.exists() else '{"queues": {}, "failed_servers": []}')
+    sys.exit(0)
+(base / "calls").open("a").write("ping\\n")
+if (base / "slow-ping").exists():
+    (base / "in-ping").write_text(str(os.getpid()))
+    time.sleep(60)
+bad = (base / "fail-ping").exists()
+for queue in [words[i + 1] for i, word in enumerate(words) if word == "--queue"]:
+    print(json.dumps({"queue": queue, "answered": not bad, "release": words[words.index("--release") + 1],
+                      "seconds": 0.4, "reason": "no answer within 70 s" if bad else ""}))
+sys.exit(bad)
 """
 
 
@@ -173,11 +227,16 @@ class Tree:
         self.base = folder
         self.srv = folder / "srv"
         self.groups = groups
-        for name in ("srv/releases", "srv/venvs", "srv/shared/var", "state"):
+        self.logs = folder / "logs" / "srv"
+        for name in ("srv/releases", "srv/venvs", "srv/shared/var", "state", "logs/srv"):
             (folder / name).mkdir(parents=True)
-        self.helper = folder / "helper"
-        self.helper.write_text(HELPER)
-        self.helper.chmod(0o755)
+        self.helper = self._program(folder / "helper", HELPER)
+        self.web_helper = self._program(folder / "web-helper", WEB_HELPER)
+
+    def _program(self, path: Path, text: str) -> Path:
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
 
     def start(self, script: str) -> subprocess.Popen[bytes]:
         """Start a script as sshd would: leading its own session, standard input held by the caller."""
@@ -207,8 +266,9 @@ class Tree:
 
     def release(self, name: str, *, venv: str = "v1", verified: bool = True, **about: str) -> Path:
         """Put a finished release there."""
-        (self.srv / "venvs" / venv).mkdir(parents=True, exist_ok=True)
+        (self.srv / "venvs" / venv / "bin").mkdir(parents=True, exist_ok=True)
         (self.srv / "venvs" / venv / ".complete").touch()
+        self._program(self.srv / "venvs" / venv / "bin" / "python", PYTHON)
         folder = self.srv / "releases" / name
         folder.mkdir()
         (folder / "venv").symlink_to(f"../../venvs/{venv}")
@@ -222,7 +282,7 @@ class Tree:
         current = self.srv / "current"
         current.unlink(missing_ok=True)
         current.symlink_to(f"releases/{name}")
-        for group in self.groups:
+        for group in (*self.groups, "web"):
             (self.base / "state" / group).write_text(name)
 
     @property
@@ -236,8 +296,28 @@ class Tree:
         states = {group: self.base / "state" / group for group in self.groups}
         return {group: path.read_text() if path.exists() else None for group, path in states.items()}
 
+    @property
+    def calls(self) -> list[str]:
+        """What the helpers were asked, but for how the workers stand."""
+        path = self.base / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if not line.startswith("status ")]
+
+    @property
+    def pages(self) -> str:
+        """The release that pages are served from; empty: none."""
+        return (self.base / "state" / "web").read_text()
+
+    def log(self, worker: str, *lines: str) -> None:
+        """Add lines to a worker's log."""
+        with (self.logs / f"{worker}.log").open("a") as log:
+            log.writelines(f"{line}\n" for line in lines)
+
     def mark(self, name: str, text: str = "") -> Path:
-        """Make the helper behave: fail-ACTION-GROUP, slow-ACTION-GROUP."""
+        """Make a helper misbehave: fail-ACTION-GROUP, slow-ACTION-GROUP, seen-GROUP, fail-ping, slow-ping.
+
+        ``seen-GROUP`` holds the state that the group's worker is seen in when it runs from NEW.
+        """
         path = self.base / name
         path.write_text(text)
         return path

@@ -1,21 +1,38 @@
 """The script that switches a host, run for real by bash in a folder that stands for a host."""
 
+import os
+import shutil
 import threading
 
 import pytest
 
 from kestrel_stack.deploy import hoststate, plan, scripts
+from kestrel_stack.deploy.scripts import Pings, Side
 from support.deploy import NEW, OLD, wait_for
+
+PINGS = Pings(("a", "b"), 70, "deploy-1")
 
 
 def switch(tree, old, new, **kwargs):
+    old, new = (side if isinstance(side, Side) else Side(side) for side in (old, new))
     return scripts.switch(
-        str(tree.srv), tree.groups, from_release=old, to_release=new, helper=str(tree.helper), **kwargs
+        str(tree.srv),
+        tree.groups,
+        old,
+        new,
+        logs=str(tree.logs.parent),
+        helper=str(tree.helper),
+        web_helper=str(tree.web_helper),
+        **kwargs,
     )
 
 
+def said(lines, word):
+    return [line.split(" ", 2)[2] for line in lines if line.startswith(f"@ {word} ")]
+
+
 def stand(lines):
-    return [line.split()[2] for line in lines if line.startswith("@ stand")]
+    return said(lines, "stand")
 
 
 def test_workers_are_drained_and_started_again_from_the_new_release(running):
@@ -25,9 +42,8 @@ def test_workers_are_drained_and_started_again_from_the_new_release(running):
     assert str((running.srv / "current").readlink()) == f"releases/{NEW}"
     assert running.workers == {"shop_a": NEW, "shop_b": NEW}
     assert stand(lines) == ["after"]
-    calls = (running.base / "calls").read_text().split("\n")[:-1]
-    assert sorted(calls[:2]) == ["drain shop_a", "drain shop_b"]
-    assert sorted(calls[2:]) == ["start shop_a", "start shop_b"]
+    assert sorted(running.calls[:2]) == ["drain shop_a", "drain shop_b"]
+    assert sorted(running.calls[2:]) == ["start shop_a", "start shop_b"]
 
 
 def test_current_is_there_at_every_moment(running):
@@ -58,6 +74,7 @@ def test_a_host_whose_workers_do_not_obey_goes_back_by_itself(running, action):
     assert f"workers {action} shop_b: shop_b_00 would not {action}" in err
     assert running.current == OLD
     assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+    assert said(lines, "failed") == [action]
     assert stand(lines) == ["before"]
 
 
@@ -67,6 +84,7 @@ def test_a_host_that_cannot_go_back_says_so(running):
     assert code == 1
     assert running.current == OLD
     assert stand(lines) == ["broken"]
+    assert "shop_b_00 would not start" in said(lines, "trouble")[0]
 
 
 def test_a_first_deploy_that_fails_leaves_no_current_and_no_workers(tree):
@@ -116,7 +134,7 @@ def test_a_current_that_somebody_changed_is_not_touched(running):
     assert code == 1
     assert f"current is {OLD}, not {NEW}" in err
     assert running.workers == {"shop_a": OLD, "shop_b": OLD}
-    assert not (running.base / "calls").exists()
+    assert running.calls == []
     assert stand(lines) == ["before"]
 
 
@@ -128,6 +146,185 @@ def test_nothing_is_switched_to_a_release_without_a_complete_venv(running):
     assert running.current == OLD
 
 
+# --- verifying -------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_starts_and_dies_puts_the_host_back_with_its_own_last_words(running):
+    running.mark("seen-shop_b", "FATAL")
+    running.log("shop_b_00", "from the old release")
+    slow = running.mark("slow-start-shop_a")
+    process = running.start(switch(running, OLD, NEW))
+    wait_for((running.base / "in-start-shop_a").exists)
+    running.log("shop_b_00", *(f"line {number}" for number in range(20)), '{"event": "x"}')
+    slow.unlink()
+    lines = process.stdout.read().decode().splitlines()
+    err = process.stderr.read().decode()
+    assert process.wait(20) == 1
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+    assert "worker shop_b_00 is FATAL" in err
+    assert said(lines, "failed") == ["verify"]
+    assert said(lines, "log") == [
+        *(f"shop_b_00 line {number}" for number in range(13, 20)),
+        'shop_b_00 {"event": "x"}',
+    ]
+    assert stand(lines) == ["before"]
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
+def test_what_an_old_worker_wrote_is_not_quoted(running):
+    running.mark("seen-shop_b", "FATAL")
+    running.log("shop_b_00", "from the old release")
+    _, lines, _ = running.run(switch(running, OLD, NEW))
+    assert said(lines, "log") == []
+
+
+def test_a_worker_that_does_not_come_up_is_waited_for_until_the_time_is_up(running):
+    running.mark("seen-shop_a", "STARTING")
+    code, lines, err = running.run(switch(running, OLD, NEW, verify_seconds=1))
+    assert code == 1
+    assert "worker shop_a_00 is STARTING" in err
+    assert stand(lines) == ["before"]
+
+
+# --- pings -----------------------------------------------------------------------------------------------
+
+
+def test_every_queue_is_asked_on_the_new_release(running):
+    code, lines, err = running.run(switch(running, OLD, NEW, pings=PINGS))
+    assert code == 0, err
+    assert [line.split('"queue": ')[1][:3] for line in said(lines, "ping")] == ['"a"', '"b"']
+    assert all(NEW in line for line in said(lines, "ping"))
+    assert running.calls[-1] == "ping"
+
+
+def test_a_queue_that_is_not_answered_puts_the_host_back(running):
+    running.mark("fail-ping")
+    code, lines, err = running.run(switch(running, OLD, NEW, pings=PINGS))
+    assert code == 1
+    assert "not every queue was answered" in err
+    assert said(lines, "failed") == ["ping"]
+    assert stand(lines) == ["before"]
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
+def test_a_ping_is_not_waited_for_when_the_connection_is_lost(running):
+    running.mark("slow-ping")
+    process = running.start(switch(running, OLD, NEW, pings=PINGS))
+    wait_for(lambda: (running.base / "in-ping").exists() and (running.base / "in-ping").read_text())
+    process.stdin.close()
+    assert process.wait(20) == 75
+    process.stdout.close()
+    process.stderr.close()
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+    wait_for(lambda: not os.path.exists(f"/proc/{(running.base / 'in-ping').read_text()}"))  # noqa: PTH110
+
+
+# --- hooks -----------------------------------------------------------------------------------------------
+
+
+def hooked(tree, release, before="", after="", rev="1234"):
+    return Side(
+        release,
+        rev,
+        {
+            "before_switch": before.replace("BASE", str(tree.base)),
+            "after_switch": after.replace("BASE", str(tree.base)),
+        },
+    )
+
+
+def test_hooks_run_around_the_switch_in_the_new_release_with_what_they_need_to_know(running):
+    note = 'echo "NAME $KESTREL_STACK_APP $KESTREL_STACK_RELEASE $KESTREL_STACK_PREVIOUS $KESTREL_STACK_REV'
+    note += ' $PWD $KESTREL_STACK_RELEASE_PATH ${PATH%%:*}" >>BASE/calls'
+    new = hooked(running, NEW, note.replace("NAME", "before"), note.replace("NAME", "after"), rev="abcd")
+    code, lines, err = running.run(switch(running, OLD, new))
+    assert code == 0, err
+    folder = f"{running.srv}/releases/{NEW}"
+    about = f"srv {NEW} {OLD} abcd {folder} {folder} {folder}/venv/bin"
+    assert running.calls[0] == f"before {about}"
+    assert running.calls[-1] == f"after {about}"
+    assert stand(lines) == ["after"]
+
+
+def test_a_failing_before_switch_leaves_the_workers_alone(running):
+    new = hooked(running, NEW, "echo the cache is cold; exit 3")
+    code, lines, err = running.run(switch(running, OLD, new))
+    assert code == 1
+    assert "the cache is cold" in err
+    assert "exit code 3" in err
+    assert not any(call.startswith("drain") for call in running.calls)
+    assert (said(lines, "failed"), stand(lines)) == (["before_switch"], ["before"])
+    assert running.current == OLD
+
+
+def test_a_failing_after_switch_puts_the_host_back_and_runs_the_old_ones(running):
+    old = hooked(running, OLD, after='echo "old $KESTREL_STACK_RELEASE" >>BASE/calls')
+    new = hooked(running, NEW, after="exit 9")
+    code, lines, _ = running.run(switch(running, old, new))
+    assert code == 1
+    assert (said(lines, "failed"), stand(lines)) == (["after_switch"], ["before"])
+    assert running.calls[-1] == f"old {OLD}"
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
+def test_a_failing_hook_of_the_old_release_does_not_stop_the_way_back(running):
+    running.mark("fail-start-shop_a", NEW)
+    code, lines, _ = running.run(switch(running, hooked(running, OLD, after="exit 1"), NEW))
+    assert (code, stand(lines)) == (1, ["before"])
+    assert any("after_switch" in line for line in said(lines, "warning"))
+
+
+def test_a_hook_is_ended_with_all_it_started_when_the_connection_is_lost(running):
+    new = hooked(running, NEW, "sleep 300 & echo $! >BASE/pid; wait")
+    process = running.start(switch(running, OLD, new))
+    wait_for(lambda: (running.base / "pid").exists() and (running.base / "pid").read_text().strip())
+    process.stdin.close()
+    assert process.wait(20) == 75
+    process.stdout.close()
+    process.stderr.close()
+    pid = (running.base / "pid").read_text().strip()
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"))  # noqa: PTH110
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
+# --- pages -----------------------------------------------------------------------------------------------
+
+
+def test_pages_are_served_from_the_new_release_before_its_workers_start(running):
+    code, lines, err = running.run(switch(running, OLD, NEW, web="shop"))
+    assert code == 0, err
+    assert running.pages == NEW
+    assert running.calls.index("reload web") == 2
+    assert stand(lines) == ["after"]
+
+
+def test_pages_that_do_not_come_up_put_the_host_back(running):
+    running.mark("fail-reload-web", NEW)
+    code, lines, err = running.run(switch(running, OLD, NEW, web="shop"))
+    assert code == 1
+    assert "pages reload web: the new release does not answer" in err
+    assert (said(lines, "failed"), stand(lines)) == (["web"], ["before"])
+    assert running.pages == OLD
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
+def test_pages_go_back_with_the_workers(running):
+    running.mark("fail-start-shop_a", NEW)
+    code, lines, _ = running.run(switch(running, OLD, NEW, web="shop"))
+    assert (code, stand(lines), running.pages) == (1, ["before"], OLD)
+
+
+def test_a_first_deploy_that_fails_serves_no_pages(tree):
+    tree.release(NEW, verified=False)
+    tree.mark("fail-start-shop_a")
+    code, lines, _ = tree.run(switch(tree, "", NEW, web="shop"))
+    assert (code, stand(lines), tree.pages) == (1, ["before"], "")
+
+
+# --- the way back ----------------------------------------------------------------------------------------
+
+
 def test_the_way_back_goes_on_although_a_drain_fails(running):
     running.run_from(NEW)
     running.mark("fail-drain-shop_a")
@@ -135,3 +332,71 @@ def test_the_way_back_goes_on_although_a_drain_fails(running):
     assert code == 0, err
     assert running.current == OLD
     assert stand(lines) == ["after"]
+
+
+def test_the_way_back_ends_where_it_should_although_nobody_listens_any_more(running):
+    running.run_from(NEW)
+    slow = running.mark("slow-drain-shop_a")
+    process = running.start(switch(running, NEW, OLD, going_back=True, web="shop"))
+    wait_for((running.base / "in-drain-shop_a").exists)
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+    slow.unlink()
+    assert process.wait(20) == 0
+    assert (running.current, running.pages) == (OLD, OLD)
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
+def test_the_way_back_from_a_first_deploy_leads_to_nothing(running):
+    running.run_from(NEW)
+    code, lines, err = running.run(switch(running, NEW, "", going_back=True, web="shop"))
+    assert code == 0, err
+    assert (running.current, running.pages, stand(lines)) == (None, "", ["after"])
+    assert running.workers == {"shop_a": None, "shop_b": None}
+
+
+def test_there_is_no_way_back_to_a_release_that_was_deleted_and_what_runs_goes_on(running):
+    running.run_from(NEW)
+    shutil.rmtree(running.srv / "releases" / OLD)
+    code, lines, err = running.run(switch(running, NEW, OLD, going_back=True))
+    assert (code, stand(lines)) == (1, ["stuck"])
+    assert f"releases/{OLD} is not complete" in err
+    assert running.workers == {"shop_a": NEW, "shop_b": NEW}
+
+
+def test_a_host_that_fails_stays_where_it_is_when_its_old_release_was_deleted(running):
+    shutil.rmtree(running.srv / "releases" / OLD)
+    running.mark("fail-ping")
+    code, lines, _ = running.run(switch(running, OLD, NEW, pings=PINGS))
+    assert (code, stand(lines)) == (1, ["stuck"])
+    assert "there is no way back" in said(lines, "trouble")[0]
+    assert running.current == NEW
+    assert running.workers == {"shop_a": NEW, "shop_b": NEW}
+
+
+def test_the_way_back_does_not_undo_what_somebody_else_did(running):
+    code, lines, _ = running.run(switch(running, NEW, OLD, going_back=True))
+    assert (code, stand(lines)) == (1, ["foreign"])
+    assert running.calls == []
+
+
+# --- in place --------------------------------------------------------------------------------------------
+
+
+def test_a_restart_drains_and_starts_in_place_without_hooks(running):
+    side = hooked(running, OLD, "exit 1", "exit 1")
+    before = (running.srv / "current").lstat().st_mtime_ns
+    code, lines, err = running.run(switch(running, side, side, web="shop"))
+    assert code == 0, err
+    assert stand(lines) == ["after"]
+    assert (running.srv / "current").lstat().st_mtime_ns == before
+    assert sorted(running.calls) == sorted(
+        ["drain shop_a", "drain shop_b", "reload web", "start shop_a", "start shop_b"]
+    )
+
+
+def test_a_restart_that_fails_starts_what_it_stopped(running):
+    running.mark("fail-reload-web")
+    code, lines, _ = running.run(switch(running, OLD, OLD, web="shop"))
+    assert (code, stand(lines)) == (1, ["before"])
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
