@@ -421,7 +421,7 @@ def _tell(
         started_at=started_at,
     )
     try:
-        after.after_deploy(source.spec.after, done, out.bad, out.step)
+        after.after_deploy(source.spec.after, done, warn=out.bad, say=out.step)
     except KeyboardInterrupt:
         # How the hosts stand was decided before.
         out.bad("stopped before everybody was told of the deploy")
