@@ -46,7 +46,7 @@ class Report:
 
     def step(self, text: str, host: str = "", style: str = "") -> None:
         """Print one line: seconds since the start, the host if it is about one, what happened."""
-        line = Text(f"{time.monotonic() - self._started:7.1f} s  ", style="dim")
+        line = Text.assemble((f"{time.monotonic() - self._started:7.1f} s  ", "dim"))
         line.append(f"{host:<{self._width}}  ", style="cyan" if host else "")
         line.append(text, style=style)
         self._print(line)
@@ -68,7 +68,7 @@ class Report:
         with self._lock:
             for line in lines:
                 if isinstance(line, Text) and self.console.is_terminal:
-                    self.console.print(line)
+                    self.console.print(line, soft_wrap=True)
                 else:
                     # Many lines a second in a pipe are no work for a painter.
                     self.console.file.write(f"{line.plain if isinstance(line, Text) else line}\n")
@@ -262,8 +262,16 @@ def status_row(state: HostState, now: datetime) -> list[str | Text]:
         age(release.created_at, now) if release else "",
         Text(workers_text(state), style="green" if _is_well(state) else "red"),
         Text(web_text(state), style="green" if _is_well(state) else "red"),
-        describe_lock(state.lock) if state.lock else "free",
+        lock_text(state),
     ]
+
+
+def lock_text(state: HostState) -> str:
+    """Say who holds a host's deploy lock."""
+    if state.lock is None:
+        return "free"
+    dead = "left behind by " if state.lock.get("state") in ("stale", "dying") else ""
+    return dead + describe_lock(state.lock)
 
 
 def _is_well(state: HostState) -> bool:

@@ -69,9 +69,12 @@ class LastDeploy:
         return "ok" if set(self.results.values()) == {"ok"} else "failed"
 
 
-def parse_survey(host: str, lines: Sequence[str]) -> Survey:
-    """Turn the output of the look script into a Survey. What is garbled counts as absent."""
-    state = hoststate.parse_inspection(host, lines)
+def parse_survey(host: str, lines: Sequence[str], now: float | None = None) -> Survey:
+    """Turn the output of the look script into a Survey. What is garbled counts as absent.
+
+    ``now`` is this machine's time when the answer came, in seconds since 1970.
+    """
+    state = hoststate.parse_inspection(host, lines, now)
     deploys = []
     found: dict[str, Any] = {"trouble": "kestrel-stack-jobs is missing"}
     for words in hoststate.events(lines):

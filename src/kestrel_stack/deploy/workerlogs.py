@@ -88,7 +88,7 @@ def as_json(entry: Entry) -> str:
 
 def as_text(entry: Entry, host_width: int = 0, worker_width: int = 0) -> Text:
     """Return the line for a person: when, where, how grave, what, and the rest as key=value."""
-    line = Text(f"{entry.time:<24} ", style="dim")
+    line = Text.assemble((f"{entry.time:<24} ", "dim"))
     line.append(f"{entry.host:<{host_width}} ", style="cyan")
     line.append(f"{entry.worker:<{worker_width}} ", style="blue")
     if entry.record is None:

@@ -125,6 +125,13 @@ def test_the_last_deploy_is_said_in_one_line() -> None:
     assert deploy_text(bare, NOW) == "deploy of no release by somebody unknown, 12 min ago: ok"
 
 
+def test_on_a_terminal_only_the_time_of_a_step_is_dim(terminal) -> None:
+    terminal.good("prepared", "a")
+    dim, rest = terminal.console.file.getvalue().split("\x1b[0m", 1)
+    assert dim.startswith("\x1b[2m")
+    assert "\x1b[32mprepared" in rest
+
+
 # --- progress -----------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from .. import after, description, plan
@@ -11,14 +10,12 @@ from ..description import ROOT, Host
 from ..errors import DONE, Refused
 from ..hoststate import describe_lock
 from ..report import Report, count
-from ..session import Session, interruptible
+from ..session import SKEW_WARNED, Session, interruptible
 from ..survey import Survey
 from .look import ask_everywhere, survey_of
 
 LITTLE_DISK = 500
 """Megabytes free below which a host is named: a release with a new venv takes about 100 of them."""
-SKEW = 5
-"""Seconds that a host's clock may be away from this machine's."""
 
 _SITE = "run ansible-playbook site.yml"
 
@@ -28,9 +25,7 @@ def check(env: str, app: str, limit: str | None, out: Report) -> int:
     environment = description.load_environment(env, limit)
     spec = _read_spec(app)
     with Session(environment, out) as session, interruptible():
-        began = time.time()
         surveys, errors = ask_everywhere(session, lambda host: survey_of(session, host, spec.shared_files))
-        ended = time.time()
         found = 0
         for problem in after.problems(spec.after):
             out.bad(problem)
@@ -39,7 +34,7 @@ def check(env: str, app: str, limit: str | None, out: Report) -> int:
             if host.name in errors:
                 problems = [str(errors[host.name]).removeprefix(f"{host.name}: ")]
             else:
-                problems = problems_of(environment.app, host, surveys[host.name], (began, ended))
+                problems = problems_of(environment.app, host, surveys[host.name])
             for problem in problems:
                 out.bad(problem, host.name)
             if not problems:
@@ -67,8 +62,8 @@ def _read_spec(app: str) -> AppSpec:
         raise Refused(f"{path} cannot be read: {error}") from None
 
 
-def problems_of(app: str, host: Host, survey: Survey, asked: tuple[float, float]) -> list[str]:
-    """Say what is wrong with a host, each with its fix. ``asked``: Unix times before and after it was."""
+def problems_of(app: str, host: Host, survey: Survey) -> list[str]:
+    """Say what is wrong with a host, each with its fix."""
     state = survey.state
     facts = state.facts
     found = [
@@ -80,12 +75,12 @@ def problems_of(app: str, host: Host, survey: Survey, asked: tuple[float, float]
     free = int(facts.get("disk_kb", "0")) // 1024
     if "root" in facts and free < LITTLE_DISK:
         found.append(f"only {free} MB are free under /srv/{app}: make room, {LITTLE_DISK} MB are enough")
-    skew = clock_skew(facts.get("clock", ""), asked)
-    if abs(skew) > SKEW:
+    skew = state.clock_skew or 0
+    if abs(skew) > SKEW_WARNED:
         side = "ahead of" if skew > 0 else "behind"
         found.append(
             f"its clock is {abs(skew):.0f} s {side} this machine's: have both keep the time"
-            " (systemctl status systemd-timesyncd)"
+            " (timedatectl set-ntp true)"
         )
     if "settings" not in facts:
         found.append(f"user {host.user} cannot read /etc/kestrel-stack/{app}.json: {_SITE}")
@@ -103,19 +98,6 @@ def problems_of(app: str, host: Host, survey: Survey, asked: tuple[float, float]
         if state.groups and not verdict.ok:
             found.append(f"{verdict.reason}: see fab logs --limit {host.name}; fab workers --restart")
     return found
-
-
-def clock_skew(clock: str, asked: tuple[float, float]) -> float:
-    """Return by how many seconds a host's clock is ahead; 0 while the time that asking took explains it."""
-    try:
-        there = float(clock)
-    except ValueError:
-        return 0.0
-    began, ended = asked
-    # Whole seconds: the host's moment was up to one second later than it says.
-    if there + 1 < began:
-        return there + 1 - began
-    return max(0.0, there - ended)
 
 
 def _well(survey: Survey) -> str:

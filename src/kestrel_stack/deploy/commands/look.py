@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -51,7 +52,7 @@ def survey_of(session: Session, host: Host, shared_files: Sequence[str] = ()) ->
         web=session.environment.app if host.web else "",
     )
     lines = session.run(host, script, "status", timeout=90).lines
-    return survey.parse_survey(host.name, lines)
+    return survey.parse_survey(host.name, lines, time.time())
 
 
 def end_with(errors: dict[str, BaseException]) -> int:
