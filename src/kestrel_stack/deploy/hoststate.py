@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RELEASE_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}\Z")
+LOCK_STATES = ("held", "switching", "dying", "stale", "forever")
 _VENV = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}\Z")
 
 
@@ -85,7 +86,11 @@ class HostState:
     venvs: tuple[str, ...] = ()
     groups: tuple[Group, ...] = ()
     lock: Mapping[str, Any] | None = None
+    """Its content, with ``state`` (held, switching, dying, stale, forever) and ``left``, the seconds until a
+    dying one ends."""
     missing_shared: tuple[str, ...] = ()
+    clock_skew: float | None = None
+    """Seconds by which its clock is ahead of this machine's; None when that is not known."""
 
     @property
     def current(self) -> str:
@@ -124,8 +129,11 @@ def events(lines: Iterable[str]) -> Iterable[list[str]]:
             yield [*head.split(), *([brace + tail.strip()] if brace else [])]
 
 
-def parse_inspection(host: str, lines: Sequence[str]) -> HostState:
-    """Turn the output of the inspect script into a HostState. What is garbled counts as absent."""
+def parse_inspection(host: str, lines: Sequence[str], now: float | None = None) -> HostState:
+    """Turn the output of the inspect script into a HostState. What is garbled counts as absent.
+
+    ``now`` is this machine's time when the answer came, in seconds since 1970.
+    """
     facts: dict[str, str] = {}
     releases: list[Release] = []
     venvs: list[str] = []
@@ -139,8 +147,8 @@ def parse_inspection(host: str, lines: Sequence[str]) -> HostState:
                 venvs.append(name)
             case ["release", name, flags, *rest] if RELEASE_NAME.match(name):
                 releases.append(_release(name, flags, _json_object(rest[0] if rest else "")))
-            case ["lock", *rest]:
-                lock = read_lock(rest[0] if rest else "")
+            case ["lock", *_]:
+                lock = _lock_line(line.removeprefix("@ lock "))
             case ["missing", *_]:
                 missing.append(line.removeprefix("@ missing "))
     return HostState(
@@ -151,7 +159,16 @@ def parse_inspection(host: str, lines: Sequence[str]) -> HostState:
         parse_groups(lines),
         lock,
         tuple(missing),
+        float(facts["clock"]) - now if now is not None and facts.get("clock", "").isdigit() else None,
     )
+
+
+def _lock_line(text: str) -> Mapping[str, Any]:
+    """Read ``STATE SECONDS CONTENT``."""
+    state, seconds, content = (*text.split(" ", 2), "", "")[:3]
+    if state not in LOCK_STATES or not seconds.isdigit():
+        return read_lock(text)
+    return {**read_lock(content), "state": state, "left": int(seconds)}
 
 
 def _release(name: str, flags: str, about: Mapping[str, Any]) -> Release:

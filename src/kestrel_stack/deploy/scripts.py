@@ -385,16 +385,20 @@ def finish(
     lock_id: str,
     *,
     verified: str = "",
+    failed: str = "",
+    failed_why: str = "",
     record: Mapping[str, Any] | None = None,
     remove_releases: Sequence[str] = (),
     remove_venvs: Sequence[str] = (),
 ) -> str:
-    """Mark a good release, note what happened, remove what is not kept, and give the lock back."""
+    """Mark a release as good or failed, note what happened, remove what is not kept, give the lock back."""
     return _render(
         "finish",
         root=root,
         lock_id=lock_id,
         verified=verified,
+        failed=failed,
+        failed_why=failed_why,
         record=json.dumps(record, sort_keys=True) if record else "",
         remove_releases=list(remove_releases),
         remove_venvs=list(remove_venvs),

@@ -1,12 +1,19 @@
-"""One command's hold on the hosts of an environment: connections, scripts, what each reported, the lock."""
+"""One command's hold on the hosts of an environment: connections, scripts, what each reported, the lock.
+
+A deploy has one script per host that stays for the whole of it, ``hold``: it reports how the host stands,
+holds the lock and ends what was begun. Everything else it runs beside that one, over the same connection.
+"""
 
 from __future__ import annotations
 
+import base64
 import getpass
+import json
 import os
 import signal
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,20 +25,33 @@ from .description import Environment, Host
 from .errors import Cancelled, DeployError, Failed, HostError, Locked, Refused
 from .hoststate import HostState
 from .report import Report
-from .ssh import Remote, Result, on_all
+from .ssh import Remote, Result, Talk, on_all
+
+SKEW_WARNED, SKEW_REFUSED = 5, 300
+"""Seconds that a host's clock may be away from this machine's: without a word, and at all."""
+FINISH_TIMEOUT = 300
+"""Seconds within which old releases are removed and the lock is given back."""
 
 
 class Session:
-    """Connections to the hosts of an environment, and what is known of them."""
+    """Connections to the hosts of an environment, and what is known of them.
 
-    def __init__(self, environment: Environment, out: Report) -> None:
+    ``channels``: how many scripts will run on each host, as far as that is known. Their channels are opened
+    with the connection, so that none waits for its own.
+    """
+
+    def __init__(self, environment: Environment, out: Report, *, channels: int = 1) -> None:
         self.environment = environment
         self.out = out
         self.cancel = threading.Event()
-        self.remotes = {host.name: Remote(host, self.cancel) for host in environment.hosts}
+        self.remotes = {host.name: Remote(host, self.cancel, channels) for host in environment.hosts}
         self.states: dict[str, HostState] = {}
         self.lock_id = uuid.uuid4().hex
         self.locked: list[Host] = []
+        """Hosts whose lock this session has or may have."""
+        self._holds: dict[str, Talk] = {}
+        self._renewed: dict[str, float] = {}
+        self._lost: dict[str, str] = {}
         out.hosts(self.remotes)
 
     @property
@@ -48,6 +68,8 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for talk in self._holds.values():
+            talk.close()
         for remote in self.remotes.values():
             remote.close()
 
@@ -56,9 +78,13 @@ class Session:
     def run(self, host: Host, script: str, what: str, timeout: float = 60, **kwargs: Any) -> Result:
         """Run a script on a host. Raises HostError with the script's own complaint when it fails."""
         result = self.remotes[host.name].run(script, what=what, timeout=timeout, **kwargs)
+        self._check(host, what, result)
+        return result
+
+    @staticmethod
+    def _check(host: Host, what: str, result: Result) -> None:
         if result.code != 0:
             raise HostError(host.name, f"{what}: {result.complaint}")
-        return result
 
     def everywhere(self, hosts: Sequence[Host], action: Callable[[Host], Any]) -> dict[Host, Any]:
         """Do something on several hosts, capped. Raises one error that tells of every host that failed."""
@@ -72,35 +98,94 @@ class Session:
     # --- looking --------------------------------------------------------------------------------------
 
     def look(
-        self, host: Host, shared_files: Sequence[str] = (), *, settle: int = 0, **kwargs: Any
+        self, host: Host, shared_files: Sequence[str] = (), *, settle: int = 0, cancellable: bool = True
     ) -> HostState:
-        """Ask one host how it stands, in one round trip."""
-        groups = [queue.group for queue in host.queues]
-        script = scripts.inspect(self.root, groups, shared_files, settle=settle)
-        result = self.run(host, script, "plan", timeout=60 + settle, **kwargs)
-        return hoststate.parse_inspection(host.name, result.lines)
+        """Ask one host how it stands, in one round trip. Takes no lock and needs none.
+
+        ``settle``: seconds to wait for a switch that is still under way.
+        """
+        talk = self._holds.get(host.name)
+        if settle == 0 and talk is not None and talk.alive:
+            lines: Sequence[str] = talk.ask("inspect", 60, cancellable=cancellable)
+        else:
+            groups = [queue.group for queue in host.queues]
+            script = scripts.inspect(self.root, groups, shared_files, settle=settle, web=self._web(host))
+            lines = self.run(host, script, "plan", timeout=60 + settle, cancellable=cancellable).lines
+        return hoststate.parse_inspection(host.name, lines, time.time())
 
     def inspect(self, shared_files: Sequence[str] = ()) -> None:
-        """Ask every host how it stands."""
-        found = self.everywhere(self.hosts, lambda host: self.look(host, shared_files))
+        """Ask every host how it stands. The script that answers stays, for the lock."""
+
+        def ask(host: Host) -> HostState:
+            talk = self._holds.get(host.name)
+            if talk is not None and talk.alive:
+                lines = talk.ask("inspect", 60)
+            else:
+                lines = self._open_hold(host, shared_files).first(60)
+            return hoststate.parse_inspection(host.name, lines, time.time())
+
+        found = self.everywhere(self.hosts, ask)
         self.states = {host.name: found[host] for host in self.hosts}
 
     def require_fit(self) -> None:
         """Raise Refused when a host cannot be deployed to, naming every problem of every host."""
-        found = [
-            f"{host.name}: {problem}"
-            for host in self.hosts
-            for problem in plan.problems(self.states[host.name], host.user, needs_workers=bool(host.queues))
-        ]
+        found = []
+        for host in self.hosts:
+            state = self.states[host.name]
+            problems = plan.problems(state, host.user, needs_workers=bool(host.queues))
+            skew = state.clock_skew or 0
+            said = f"its clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
+            if abs(skew) > SKEW_REFUSED:
+                problems.append(f"{said}: set the one that is wrong (timedatectl set-ntp true)")
+            elif abs(skew) > SKEW_WARNED:
+                self.out.step(f"{said}: times in logs will not fit together", host.name, "yellow")
+            found += [f"{host.name}: {problem}" for problem in problems]
         if found:
             raise Refused("; ".join(found))
+
+    def _web(self, host: Host) -> str:
+        return self.environment.app if host.web else ""
+
+    # --- the script that stays ------------------------------------------------------------------------
+
+    def _open_hold(self, host: Host, shared_files: Sequence[str] = (), *, cancellable: bool = True) -> Talk:
+        script = scripts.hold(
+            self.root,
+            [queue.group for queue in host.queues],
+            shared_files,
+            lock_id=self.lock_id,
+            web=self._web(host),
+        )
+        talk = self.remotes[host.name].talk(
+            script, what="hold", on_line=lambda line: self._hear(host, line), cancellable=cancellable
+        )
+        self._holds[host.name] = talk
+        return talk
+
+    def _hear(self, host: Host, line: str) -> None:
+        """Note what a host says of the lock, whenever it says it."""
+        if not line.startswith("@ lock "):
+            return
+        _, _, event, *rest = line.split(" ", 3)
+        content = rest[0] if rest else ""
+        if event in ("taken", "kept"):
+            self._renewed[host.name] = time.monotonic()
+        elif event == "lost":
+            self._lost[host.name] = content
+        elif event == "from":
+            self.out.step(f"takes over the lock of {_holder(content)}, which is dead", host.name, "yellow")
+        elif event == "waits":
+            state, _, content = content.partition(" ")
+            why = " and is still putting this host in order" if state == "switching" else ""
+            self.out.step(f"waits for the lock of {_holder(content)}, which is ending{why}", host.name)
 
     # --- the lock -------------------------------------------------------------------------------------
 
     def lock(self, action: str) -> None:
-        """Take the lock of every host. Raises Locked naming the holder; what was taken by then is given back.
+        """Take the lock of every host, all at once. Raises Locked naming the holder; then none is held.
 
-        The first host is locked before the others, so that of two deploys to the same hosts one wins.
+        Of several that come at the same moment, in whatever order and with whatever hosts in common, one
+        wins: see decision 020.
         """
         content = {
             "id": self.lock_id,
@@ -109,29 +194,82 @@ class Session:
             "pid": os.getpid(),
             "time": timestamp(),
             "action": action,
+            "lease": scripts.LEASE,
         }
-        script = scripts.lock(self.root, content)
+        question = "lock " + json.dumps(content, sort_keys=True)
+        guard = threading.Lock()
+        taken: list[Host] = []
+        beaten = threading.Event()
         changed = []
 
         def take(host: Host) -> None:
+            talk = self._holds.get(host.name)
+            if talk is None or not talk.alive:
+                talk = self._open_hold(host)
+                talk.first(60)
             # Noted before it is tried: a connection that breaks meanwhile may leave a lock behind.
             self.locked.append(host)
-            for words in hoststate.events(self.run(host, script, "lock").lines):
-                if words[:2] == ["lock", "held"]:
+            lines = talk.ask(question, 30 + scripts.SETTLE)
+            current = ""
+            for line in lines:
+                if line.startswith("@ lock refused "):
                     self.locked.remove(host)
-                    holder = hoststate.describe_lock(hoststate.read_lock(words[2] if len(words) > 2 else ""))
-                    raise Locked(
-                        f"{host.name} is locked by {holder}; wait for it, or, when it is dead, run"
-                        f" fab unlock --env {self.environment.name}"
-                    )
-                if words[:2] == ["fact", "current"] and words[2] != self.states[host.name].current:
-                    changed.append(host)
+                    with guard:
+                        beaten.set()
+                        mine, taken[:] = list(taken), []
+                    # At once: somebody who came at the same moment may be waiting for them.
+                    on_all(mine, self._give_back, self.cancel)
+                    raise Locked(self._refusal(host, line))
+                if line.startswith("@ fact current "):
+                    current = line.split()[3]
+            with guard:
+                if not beaten.is_set():
+                    taken.append(host)
+                    if current != self.states[host.name].current:
+                        changed.append(host)
+                    return
+            self._give_back(host)
 
-        self.everywhere(self.hosts[:1], take)
-        self.everywhere(self.hosts[1:], take)
+        self.everywhere(self.hosts, take)
         if changed:
             # Somebody deployed between our look and our lock.
             self.inspect()
+
+    def _give_back(self, host: Host) -> None:
+        self._holds[host.name].ask("unlock", 30, cancellable=False)
+        self.locked.remove(host)
+
+    def _refusal(self, host: Host, line: str) -> str:
+        state, left, content = (*line.removeprefix("@ lock refused ").split(" ", 2), "", "")[:3]
+        unlock = f"fab unlock --env {self.environment.name}"
+        advice = f"wait for it, or, when it is dead, run {unlock}"
+        if state == "dying":
+            advice = f"it is dead, and its lock ends in {left} s: try again then, or run {unlock}"
+        elif state == "switching":
+            advice = "it is dead, but is still putting this host in order: try again in a minute"
+        elif state == "forever":
+            advice = f"no running deploy renews it: when it is of no use any more, run {unlock}"
+        return f"{host.name} is locked by {_holder(content)}; {advice}"
+
+    def require_lock(self, host: Host) -> None:
+        """Make sure that the lock of a host is still ours. Raises HostError when it is not.
+
+        Asks only when no renewal was confirmed for half a lease, or when the connection was lost.
+        """
+        talk = self._holds.get(host.name)
+        connected = talk is not None and talk.alive
+        fresh = time.monotonic() - self._renewed.get(host.name, 0.0) < scripts.LEASE / 2
+        if host.name not in self._lost and not (connected and fresh):
+            if connected:
+                talk.ask("renew", 30, cancellable=False)
+            else:
+                talk = self._open_hold(host, cancellable=False)
+                talk.first(60, cancellable=False)
+                talk.ask("again", 30, cancellable=False)
+        if host.name in self._lost:
+            content = self._lost[host.name]
+            now = f"{_holder(content)} has it now" if content.strip() else "somebody removed it"
+            raise HostError(host.name, f"the lock was lost: {now}")
 
     def release(self, details: Callable[[Host], dict[str, Any]] = lambda _: {}) -> list[str]:
         """End on every locked host: note, clean up, give the lock back. Returns what failed, one line each.
@@ -141,9 +279,19 @@ class Session:
 
         def end(host: Host) -> None:
             script = scripts.finish(self.root, self.lock_id, **details(host))
+            talk = self._holds.get(host.name)
+            if talk is not None and talk.alive:
+                try:
+                    result = talk.end("finish " + base64.b64encode(script.encode()).decode(), FINISH_TIMEOUT)
+                except HostError as error:
+                    if not error.lost:
+                        raise
+                else:
+                    self._check(host, "finish", result)
+                    return
             for last in (False, True):
                 try:
-                    self.run(host, script, "finish", timeout=120, cancellable=False)
+                    self.run(host, script, "finish", timeout=FINISH_TIMEOUT, cancellable=False)
                     return
                 except DeployError as error:
                     if last or not getattr(error, "lost", True):
@@ -152,11 +300,15 @@ class Session:
         hosts, self.locked = self.locked, []
         _, errors = on_all(hosts, end, self.cancel)
         return [
-            f"{errors[host]}: its lock stays; run fab unlock --env {self.environment.name} --limit"
-            f" {host.name}"
+            f"{errors[host]}: its lock stays until it ends by itself, in about a minute, or until fab unlock"
+            f" --env {self.environment.name} --limit {host.name}"
             for host in hosts
             if host in errors
         ]
+
+
+def _holder(content: str) -> str:
+    return hoststate.describe_lock(hoststate.read_lock(content))
 
 
 def together(errors: Sequence[BaseException]) -> BaseException:

@@ -243,9 +243,16 @@ class Remote:
             conversation = _Conversation(self, channel, what, timeout, cancellable, stop_patience)
             return conversation.hold(upload, on_line, on_sent, keep_lines)
 
-    def talk(self, script: str, *, what: str, on_line: Callable[[str], None] | None = None) -> Talk:
+    def talk(
+        self,
+        script: str,
+        *,
+        what: str,
+        on_line: Callable[[str], None] | None = None,
+        cancellable: bool = True,
+    ) -> Talk:
         """Start a script that answers questions until it is told to end. ``on_line`` runs in a thread."""
-        if self._cancel.is_set():
+        if cancellable and self._cancel.is_set():
             raise Cancelled("stopped")
         self.open()
         with self._losing(what):
@@ -486,10 +493,10 @@ class Talk:
             self._send(f"{number} {question}\n")
             return self._wait(lambda: self._answered >= number, timeout, cancellable)
 
-    def first(self, timeout: float) -> list[str]:
-        """Return what the script says before any question."""
+    def first(self, timeout: float, *, cancellable: bool = True) -> list[str]:
+        """Return what the script says before any question. ``timeout`` is in seconds."""
         with self._asking:
-            return self._wait(lambda: self._answered >= 0, timeout, True)
+            return self._wait(lambda: self._answered >= 0, timeout, cancellable)
 
     def end(self, question: str, timeout: float) -> Result:
         """Ask for the end and return how it ended, whatever the exit code. Raises HostError."""

@@ -1,25 +1,24 @@
 """The scripts that look at a host and end a deploy, run for real in a folder that stands for a host."""
 
 import json
+import time
 
 from kestrel_stack.deploy import hoststate, plan, scripts
 from support.deploy import NEW, OLD
+from support.holder import Holder
 
 HOSTILE = "it's $(touch pwned) `touch pwned` ; touch pwned \" \\ * é"
 
 
 def test_the_end_notes_prunes_and_gives_the_lock_back(running):
-    running.run(scripts.lock(str(running.srv), {"id": "me"}))
+    deploy = Holder(running)
+    deploy.lock()
     running.release("20260101T000001Z-cccccccc", venv="v0")
-    code, lines, err = running.run(
-        scripts.finish(
-            str(running.srv),
-            "me",
-            verified=NEW,
-            record={"release": NEW, "by": HOSTILE},
-            remove_releases=["20260101T000001Z-cccccccc", OLD],
-            remove_venvs=["v0"],
-        )
+    code, lines, err = deploy.finish(
+        verified=NEW,
+        record={"release": NEW, "by": HOSTILE},
+        remove_releases=["20260101T000001Z-cccccccc", OLD],
+        remove_venvs=["v0"],
     )
     assert code == 0, err
     assert json.loads((running.srv / "deploys.jsonl").read_text()) == {"release": NEW, "by": HOSTILE}
@@ -31,8 +30,87 @@ def test_the_end_notes_prunes_and_gives_the_lock_back(running):
     assert "@ unlocked" in lines
 
 
+def test_a_release_that_failed_is_marked_with_the_reason_and_is_no_longer_a_good_one(running):
+    deploy = Holder(running)
+    deploy.lock()
+    code, _, err = deploy.finish(failed=OLD, failed_why=HOSTILE)
+    assert code == 0, err
+    assert (running.srv / "releases" / OLD / ".failed").read_text() == f"{HOSTILE}\n"
+    state = looked_at(running)
+    assert [(release.verified, release.failed) for release in state.releases] == [
+        (False, True),
+        (False, False),
+    ]
+    deploy = Holder(running)
+    deploy.lock()
+    assert deploy.finish(verified=OLD)[0] == 0
+    assert not (running.srv / "releases" / OLD / ".failed").exists()
+
+
+def test_the_end_on_another_connection_is_the_same(running):
+    deploy = Holder(running)
+    deploy.lock()
+    deploy.end()
+    code, lines, err = running.run(scripts.finish(str(running.srv), deploy.id, remove_releases=[NEW]))
+    assert code == 0, err
+    assert "@ unlocked" in lines
+    assert [p.name for p in (running.srv / "releases").iterdir()] == [OLD]
+
+
+def test_who_lost_the_lock_removes_nothing(running):
+    other = Holder(running, "f" * 16)
+    other.lock()
+    code, lines, err = running.run(
+        scripts.finish(str(running.srv), "0" * 16, record={"a": 1}, remove_releases=[NEW])
+    )
+    assert code == 0, err
+    assert "@ warning nothing was removed: the lock is somebody else's by now" in lines
+    assert (running.srv / "releases" / NEW).exists()
+    assert (running.srv / "deploys.jsonl").exists()
+    assert (running.srv / ".deploy.lock").exists()
+    other.end()
+
+
+def looked_at(tree, **options):
+    script = scripts.inspect(str(tree.srv), tree.groups, helper=str(tree.helper), **options)
+    code, lines, err = tree.run(script)
+    assert code == 0, err
+    return hoststate.parse_inspection("h", lines, time.time())
+
+
+def test_the_script_that_stays_reports_the_same_as_the_one_that_only_looks(running):
+    deploy = Holder(running)
+    held = hoststate.parse_inspection("h", deploy.inspection)
+    once = hoststate.parse_inspection("h", deploy.ask("inspect"))
+    looked = looked_at(running)
+    assert held.releases == once.releases == looked.releases
+    assert held.groups == once.groups == looked.groups
+    assert {**held.facts, "clock": "", "disk_kb": ""} == {**looked.facts, "clock": "", "disk_kb": ""}
+    deploy.end()
+
+
+def test_a_clock_is_compared_with_this_machines(running):
+    assert abs(looked_at(running).clock_skew) < 5
+    lines = ["@ fact clock 1000"]
+    assert hoststate.parse_inspection("h", lines, 900.5).clock_skew == 99.5
+    assert hoststate.parse_inspection("h", lines).clock_skew is None
+
+
+def test_what_serves_pages_is_reported_beside_the_workers(running):
+    web = running.base / "web"
+    web.write_text(
+        '#!/bin/sh\n[ "$*" = "status shop" ] && printf \'{"group": "web", "processes": [{"name": "web",'
+        f' "state": "RUNNING", "pid": 1, "uptime": 9, "release": "{OLD}"}}]}}\'\n'
+    )
+    web.chmod(0o755)
+    found = looked_at(running, web="shop", web_helper=str(web)).web
+    assert (found.running, found.processes[0].release) == (1, OLD)
+    assert looked_at(running).web is None
+
+
 def test_looking_reports_all_that_a_plan_needs(running):
-    running.run(scripts.lock(str(running.srv), {"id": "me", "owner": "ann"}))
+    deploy = Holder(running)
+    deploy.lock()
     (running.srv / "releases" / ".half.partial").mkdir()
     (running.srv / "venvs" / "unfinished").mkdir()
     script = scripts.inspect(str(running.srv), running.groups, ["a b", ".env"], helper=str(running.helper))
@@ -47,6 +125,7 @@ def test_looking_reports_all_that_a_plan_needs(running):
     assert [(g.name, g.running) for g in state.groups] == [("shop_a", 1), ("shop_b", 1)]
     assert state.target.arch in plan.ARCHITECTURES
     assert int(state.facts["disk_kb"]) > 0
+    deploy.end()
 
 
 def test_looking_at_an_empty_machine_reports_no_folder_and_no_helper(tree):

@@ -1,0 +1,141 @@
+"""An SSH server on loopback that runs what it is asked to on this machine, and can fall silent."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+from contextlib import suppress
+
+import paramiko
+
+from kestrel_stack.deploy import ssh
+from kestrel_stack.deploy.description import Host
+
+
+class Server(paramiko.ServerInterface):
+    """Lets everybody in who has the key, and runs what it is asked to, as sshd does without a terminal."""
+
+    def __init__(self, allowed):
+        self.allowed = allowed
+
+    def get_allowed_auths(self, username):
+        return "publickey"
+
+    def check_auth_publickey(self, username, key):
+        return paramiko.AUTH_SUCCESSFUL if key == self.allowed else paramiko.AUTH_FAILED
+
+    def check_channel_request(self, kind, chanid):
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel, command):
+        threading.Thread(target=self.serve, args=(channel, command), daemon=True).start()
+        return True
+
+    def serve(self, channel, command):
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command.decode()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+        def inward():
+            with suppress(OSError), process.stdin:
+                while data := channel.recv(65536):
+                    process.stdin.write(data)
+                    process.stdin.flush()
+
+        def outward(stream, send):
+            with stream:
+                while data := stream.read1(65536):
+                    send(data)
+
+        threading.Thread(target=inward, daemon=True).start()
+        readers = [
+            threading.Thread(target=outward, args=(process.stdout, channel.sendall), daemon=True),
+            threading.Thread(target=outward, args=(process.stderr, channel.sendall_stderr), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        channel.send_exit_status(process.wait())
+        channel.shutdown_write()
+        channel.close()
+
+
+class Machine:
+    """A host: the server above behind a port that can fall silent."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.key = paramiko.ECDSAKey.generate()
+        self.user_key = paramiko.ECDSAKey.generate()
+        self.user_key.write_private_key_file(str(folder / "id"))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.transports = []
+        self.lines = []
+        self.closed = threading.Event()
+        self.silent = threading.Event()
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                outside, _ = self.listener.accept()
+            except OSError:
+                return
+            self.lines.append(outside)
+            inside, ours = socket.socketpair()
+            for one, other in ((outside, ours), (ours, outside)):
+                threading.Thread(target=self.carry, args=(one, other), daemon=True).start()
+            transport = paramiko.Transport(inside)
+            transport.add_server_key(self.key)
+            self.transports.append(transport)
+            with suppress(paramiko.SSHException, EOFError):
+                transport.start_server(server=Server(self.user_key))
+
+    def carry(self, one, other):
+        with suppress(OSError), one, other:
+            while data := one.recv(65536):
+                if self.silent.is_set():
+                    self.closed.wait()
+                other.sendall(data)
+
+    def cut(self):
+        """Break the line, as a machine that loses its network card would."""
+        for outside in self.lines:
+            with suppress(OSError):
+                outside.shutdown(socket.SHUT_RDWR)
+
+    def config(self, *extra, known=None):
+        path = self.folder / "config"
+        (self.folder / "known_hosts").write_text("".join(f"{line}\n" for line in known or []))
+        lines = [
+            f"IdentityFile {self.folder / 'id'}",
+            "IdentitiesOnly yes",
+            f"UserKnownHostsFile {self.folder / 'known_hosts'}",
+            "GlobalKnownHostsFile /dev/null",
+            *extra,
+        ]
+        path.write_text("Host *\n" + "".join(f"  {line}\n" for line in lines))
+        return path
+
+    def known(self, name=None, key=None):
+        key = key or self.key
+        return f"{name or f'[127.0.0.1]:{self.port}'} {key.get_name()} {key.get_base64()}"
+
+    def remote(self, *extra, known=None, cancel=None):
+        known = [self.known()] if known is None else known
+        host = Host("worker1", "127.0.0.1", self.port, "deploy", self.config(*extra, known=known), ())
+        return ssh.Remote(host, cancel or threading.Event())
+
+    def close(self):
+        self.listener.close()
+        self.closed.set()
+        self.cut()
+        for transport in self.transports:
+            transport.close()
