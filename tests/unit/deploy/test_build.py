@@ -221,6 +221,15 @@ def test_a_commit_that_is_older_than_the_stacks_php_code_can_still_be_deployed(t
     assert not [name for name in names(archive.path.read_bytes()) if name.startswith("kestrel-stack")]
 
 
+def test_this_machines_liking_for_line_ends_is_not_sent(app, tmp_path):
+    app.write(".gitattributes", "* text=auto\n")
+    app.write("a.txt", "one\ntwo\n")
+    app.commit()
+    git(app.repository, "config", "core.autocrlf", "true")
+    made = build.build_archive(source(app, allow_dirty=True), tmp_path / "cache")
+    assert made.tree["a.txt"].data == b"one\ntwo\n"
+
+
 def test_what_hosts_make_themselves_is_not_sent(app, tmp_path):
     app.write("deploy.yml", "shared: {files: [config/a.ini], directories: [var]}\n")
     for name in ("config/a.ini", "config/b.ini", "var/x", "various", "shop/__pycache__/jobs.cpython-311.pyc"):

@@ -15,7 +15,7 @@ from ..errors import Refused
 from . import composer, manifest
 from . import tree as trees
 from .cache import CACHE, write_whole
-from .source import Source, git
+from .source import Source, pack_commit
 from .stack import STACK_FOLDER, stack_php
 from .tree import File, Tree
 
@@ -72,10 +72,8 @@ def read_tree(source: Source, cache: Path = CACHE, *, root: Path = ROOT) -> dict
     under the names of their content, and the stack's own PHP code, of the commit that its wheel is built
     from. Raises Refused for a name that the deploy writes itself.
     """
-    words = ["archive", "--format=tar", source.rev]
-    if source.prefix:
-        words += ["--", source.prefix]
-    tree = trees.read(git(source.repository, *words).stdout, source.prefix)
+    paths = [source.prefix] if source.prefix else []
+    tree = trees.read(pack_commit(source.repository, source.rev, *paths), source.prefix)
     for path in sorted(tree):
         if path.split("/")[0] in RESERVED:
             raise Refused(f"the application contains {path}, a name that the deploy writes itself: rename it")

@@ -191,5 +191,13 @@ def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedPr
     except FileNotFoundError:
         raise Refused("git is not installed: apt install git") from None
     if check and done.returncode != 0:
-        raise Failed(f"git {words[0]} failed: {done.stderr.decode(errors='replace').strip()[:500]}")
+        raise Failed(
+            f"git {' '.join(words)[:100]} failed: {done.stderr.decode(errors='replace').strip()[:500]}"
+        )
     return done
+
+
+def pack_commit(repository: Path, rev: str, *paths: str) -> bytes:
+    """Return a tar of a commit's files, or of those below ``paths``, whatever line ends are liked here."""
+    plain = ("-c", "core.autocrlf=false", "-c", "core.eol=lf")
+    return git(repository, *plain, "archive", "--format=tar", rev, "--", *paths).stdout

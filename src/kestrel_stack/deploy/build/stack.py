@@ -15,7 +15,7 @@ from pathlib import Path
 from ..description import ROOT
 from ..errors import Failed, Refused
 from .cache import CACHE, keep_folder
-from .source import PHP_SOURCES, STACK_SOURCES, Source, git, resolve
+from .source import PHP_SOURCES, STACK_SOURCES, Source, git, pack_commit, resolve
 
 STACK_FOLDER = "kestrel-stack"
 
@@ -59,7 +59,7 @@ def _sources(source: Source, paths: Sequence[str], root: Path) -> bytes:
     for path in paths:
         if git(root, "cat-file", "-e", f"{rev}:{path}", check=False).returncode != 0:
             raise Refused(f"commit {rev[:8]} has no {path}, so the stack's own code cannot be taken from it")
-    return git(root, "archive", "--format=tar", rev, "--", *paths).stdout
+    return pack_commit(root, rev, *paths)
 
 
 def _pack_files(root: Path, paths: Sequence[str]) -> bytes:
