@@ -91,6 +91,10 @@ class _Project:
             digest.update(_line(name, _told(tree[name])))
         return digest.hexdigest()[:20]
 
+    def suffix(self, packages: str) -> str:
+        """Return what the autoloader's class is called after; two folders may be loaded by one process."""
+        return hashlib.sha256(f"{self.prefix}\n{packages}".encode()).hexdigest()[:32]
+
     def code_key(self, tree: Tree, packages: str) -> str:
         """Name the autoloader: by the packages and every file that may have a class."""
         digest = hashlib.sha256(packages.encode())
@@ -138,6 +142,10 @@ def _vendor(tree: Tree, project: _Project, versions: str, cache: Path) -> dict[s
                 _composer(project, work, "install", "--no-autoloader", *INSTALL)
                 (work / project.vendor).mkdir(parents=True, exist_ok=True)
                 keep_folder(work / project.vendor, cache / "packages" / packages)
+            # Composer keeps the class name of an autoloader that is there; some versions draw one by lot.
+            (work / project.vendor / "autoload.php").write_text(
+                f"<?php\n\nreturn ComposerAutoloaderInit{project.suffix(packages)}::getLoader();\n"
+            )
             _composer(project, work, "dump-autoload", *DUMP)
             keep_folder(work / project.vendor, cache / "vendor" / whole)
         vendor = _read(cache / "vendor" / whole)
@@ -166,6 +174,8 @@ def _explained(project: _Project, command: str, said: str) -> DeployError:
     where = f"{project.prefix}composer.lock"
     if "zip extension and unzip" in said:
         return Refused("php.composer: packages cannot be unpacked on this machine: apt install unzip")
+    if "requires PHP's zip extension" in said:
+        return Refused("php.composer: a repository of artifacts needs PHP's zip here: apt install php-zip")
     if re.search(r"lock file does not contain a compatible set|not present in the lock file", said):
         return Refused(f"{where}: {_last_words(said)}")
     return Failed(f"{where}: composer {command} failed: {_last_words(said)}")
