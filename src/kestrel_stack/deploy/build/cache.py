@@ -24,7 +24,7 @@ def keep_folder(made: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as name:
         part = Path(name, "part")
-        shutil.copytree(made, part)
+        shutil.copytree(made, part, symlinks=True)
         try:
             part.rename(folder)
         except OSError:
