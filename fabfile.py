@@ -158,8 +158,9 @@ def check(
     restart="restart them in place, host by host: drain, start, verify",
     queue=QUEUE,
     limit=LIMIT,
-    yes="do not ask",
+    no_ping=NO_PING,
     dry_run=DRY_RUN,
+    yes=YES,
 )
 def workers(
     context: Connection,
@@ -167,11 +168,14 @@ def workers(
     restart: bool = False,
     queue: str | None = None,
     limit: str | None = None,
-    yes: bool = False,
+    no_ping: bool = False,
     dry_run: bool = False,
+    yes: bool = False,
 ) -> None:
     """Show every process of the hosts with its state, uptime and release; or restart them in place."""
-    end(lambda out: commands.workers(env, queue, limit, restart, yes, is_dry(context, dry_run), out))
+    dry_run = is_dry(context, dry_run)
+    ask = commands.AskWorkers(env, queue, limit, restart, not no_ping, dry_run, yes)
+    end(lambda out: commands.workers(ask, out))
 
 
 @command(

@@ -448,7 +448,7 @@ def test_an_application_that_is_not_there_is_refused(machines, out, tmp_path):
 def test_workers_are_listed_process_by_process(machines, out):
     deployed(machines["worker1"])
     (machines["worker1"].tree.base / "state" / "shop_b").write_text(OLD)
-    assert commands.workers("lab", None, None, False, False, False, out) == DONE
+    assert commands.workers(commands.AskWorkers(), out) == DONE
     text = said(out)
     assert re.search(rf"^worker1 +shop_a_00 +RUNNING +1 +9 s +{NEW}", text, re.MULTILINE)
     assert re.search(rf"^worker1 +shop_b_00 +RUNNING +1 +9 s +{OLD}", text, re.MULTILINE)
@@ -456,7 +456,7 @@ def test_workers_are_listed_process_by_process(machines, out):
 
 
 def test_workers_of_one_queue(machines, out):
-    assert commands.workers("lab", "b", None, False, False, False, out) == DONE
+    assert commands.workers(commands.AskWorkers(queue="b"), out) == DONE
     assert said(out).count("shop_b_00") == 2
     assert "shop_a_00" not in said(out)
 
@@ -464,7 +464,7 @@ def test_workers_of_one_queue(machines, out):
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_queue_that_nobody_works_on_is_refused(machines, out, restart):
     with pytest.raises(Refused, match="no host of lab has workers for 'c'; there are a, b"):
-        commands.workers("lab", "c", None, restart, False, False, out)
+        commands.workers(commands.AskWorkers(queue="c", restart=restart), out)
 
 
 # --- logs: the host's program -------------------------------------------------------------------------

@@ -2,17 +2,17 @@
 
 from .check import check
 from .deploy import Ask, AskPace, deploy
-from .logs import Ask as AskLogs
-from .logs import logs
+from .logs import AskLogs, logs
 from .look import releases, status, unlock
 from .rollback import AskRollback, rollback
-from .workers import workers
+from .workers import AskWorkers, workers
 
 __all__ = [
     "Ask",
     "AskLogs",
     "AskPace",
     "AskRollback",
+    "AskWorkers",
     "check",
     "deploy",
     "logs",

@@ -31,7 +31,7 @@ FIRST_LINES = 15.0
 
 
 @dataclass(frozen=True)
-class Ask:
+class AskLogs:
     """What a person asked `fab logs` for."""
 
     env: str = "lab"
@@ -43,7 +43,7 @@ class Ask:
     as_json: bool = False
 
 
-def logs(ask: Ask, out: Report) -> int:
+def logs(ask: AskLogs, out: Report) -> int:
     """Show the last lines of the workers' logs. Returns the exit code; raises DeployError."""
     try:
         return _logs(ask, out)
@@ -53,7 +53,7 @@ def logs(ask: Ask, out: Report) -> int:
         return DONE
 
 
-def _logs(ask: Ask, out: Report) -> int:
+def _logs(ask: AskLogs, out: Report) -> int:
     lines = parse_lines(ask.lines)
     environment = _with_logs(only_queue(description.load_environment(ask.env, ask.limit), ask.queue))
     show = _Show(environment, ask.as_json, out)

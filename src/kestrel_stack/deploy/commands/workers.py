@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from rich.text import Text
 
-from .. import description, report
+from .. import description, plan, report
 from ..description import Environment
 from ..errors import DONE, Refused
 from ..hoststate import HostState
 from ..report import Report, count
 from ..rollout import Rollout
 from ..session import Session, interruptible
-from .look import end_with, look_everywhere
+from .look import end_with, look_everywhere, show_plan
 
 COLUMNS = ("host", "process", "state", "pid", "uptime", "release")
 
 
-def workers(
-    env: str,
-    queue: str | None,
-    limit: str | None,
-    restart: bool,
-    yes: bool,
-    dry_run: bool,
-    out: Report,
-) -> int:
-    """Show the processes; with ``restart`` restart them in place, host by host."""
-    environment = only_queue(description.load_environment(env, limit), queue)
-    if not restart:
-        with Session(environment, out) as session, interruptible():
-            errors = look_everywhere(session)
-            out.table(COLUMNS, [row for state in session.states.values() for row in rows(state)])
-            for state in session.states.values():
-                for group in state.groups:
-                    if group.error is not None:
-                        out.bad(f"{group.name}: {group.error}", state.host)
-            return end_with(errors)
-    return _restart(environment, queue, yes, dry_run, out)
+@dataclass(frozen=True)
+class AskWorkers:
+    """What a person asked `fab workers` for."""
+
+    env: str = "lab"
+    queue: str | None = None
+    limit: str | None = None
+    restart: bool = False
+    ping: bool = True
+    """Whether every queue has to answer after the restart."""
+    dry_run: bool = False
+    yes: bool = False
+
+
+def workers(ask: AskWorkers, out: Report) -> int:
+    """Show the processes, or restart them. Returns the exit code; raises DeployError."""
+    environment = only_queue(description.load_environment(ask.env, ask.limit), ask.queue)
+    if ask.restart:
+        return _restart(environment, ask, out)
+    with Session(environment, out) as session, interruptible():
+        errors = look_everywhere(session)
+        out.table(COLUMNS, [row for state in session.states.values() for row in rows(state)])
+        for state in session.states.values():
+            for group in state.groups:
+                if group.error is not None:
+                    out.bad(f"{group.name}: {group.error}", state.host)
+        return end_with(errors)
 
 
 def only_queue(environment: Environment, queue: str | None) -> Environment:
@@ -76,8 +82,8 @@ def rows(state: HostState) -> list[list[str | Text]]:
     return found
 
 
-def _restart(environment: Environment, queue: str | None, yes: bool, dry_run: bool, out: Report) -> int:
-    whose = f"of queue {queue} " if queue else ""
+def _restart(environment: Environment, ask: AskWorkers, out: Report) -> int:
+    whose = f"of queue {ask.queue} " if ask.queue else ""
     with Session(environment, out) as session, interruptible():
         out.step(
             f"Plan: restart the workers {whose}on {count(len(session.hosts), 'host')} of {environment.name}"
@@ -86,18 +92,16 @@ def _restart(environment: Environment, queue: str | None, yes: bool, dry_run: bo
         session.require_fit()
         without = [name for name, state in session.states.items() if not state.current]
         if without:
-            raise Refused(f"{', '.join(without)}: there is no release to run: run fab deploy")
-        for host in session.hosts:
-            state = session.states[host.name]
-            out.step(f"{state.current}; workers: {report.workers_text(state)}", host.name)
-        if dry_run:
+            raise Refused(f"{', '.join(without)}: there is no release to run, run fab deploy")
+        show_plan(session)
+        if ask.dry_run:
             out.good("Dry run: nothing was changed")
             return DONE
-        if not yes and not out.confirm("Restart them, host by host?"):
-            raise Refused("nothing was changed")
-        rollout = Rollout(session, out, "restart")
-        with rollout:
+        if not ask.yes and not out.confirm(f"Restart them on {environment.name}, host by host?"):
+            raise Refused("not confirmed: nothing was changed")
+        with Rollout(session, out, "restart") as rollout:
             session.lock("restart")
-            rollout.roll({host: session.states[host.name].current for host in session.hosts})
+            to = {host: session.states[host.name].current for host in session.hosts}
+            rollout.roll(to, plan.Pace(ping=ask.ping))
             rollout.succeeded()
     return DONE
