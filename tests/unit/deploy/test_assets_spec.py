@@ -1,10 +1,16 @@
 """deploy.yml's key assets: what it says, and what is refused with the fix."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+from kestrel_stack.deploy.appspec import parse_app_spec
 from kestrel_stack.deploy.assets import AssetsSpec, parse_assets
 from kestrel_stack.deploy.assets.spec import S3, Rsync, ignored
 from kestrel_stack.deploy.errors import Refused
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def parse(value):
@@ -148,3 +154,14 @@ def test_a_password_is_refused_and_not_repeated(cdn):
 )
 def test_patterns(pattern, left_out, kept):
     assert [name for name in left_out + kept if ignored(name, [pattern])] == left_out
+
+
+def test_the_examples_of_the_manual_are_good():
+    manuals = [(DOCS / name).read_text() for name in ("static.md", "composer.md")]
+    examples = re.findall(r"^```yaml\n(.*?)^```", "\n".join(manuals), re.DOTALL | re.MULTILINE)
+    specs = [parse_app_spec(example) for example in examples]
+    assert [spec.assets is not None for spec in specs] == [True, True, False]
+    assert specs[1].assets.cdn == S3(
+        "shop-assets", "shop/", "https://s3.example.org", "eu-central-1", "public-read"
+    )
+    assert specs[2].composer == (".",)
