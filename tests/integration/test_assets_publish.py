@@ -19,7 +19,7 @@ import botocore.session
 import pytest
 from rich.console import Console
 
-from kestrel_stack.deploy.assets import compile_assets, parse_assets, publish, s3
+from kestrel_stack.deploy.assets import compile_assets, parse_assets, publish, require_tools, s3
 from kestrel_stack.deploy.assets import publish as publishing
 from kestrel_stack.deploy.build.tree import File
 from kestrel_stack.deploy.errors import Cancelled, Failed, Refused
@@ -267,8 +267,8 @@ def test_credentials_come_from_a_profile_as_well(bucket, monkeypatch, tmp_path):
     assert to(bucket)() == 9
 
 
-def failure(publisher, error=Failed):
-    with pytest.raises(error) as failed:
+def failure(publisher):
+    with pytest.raises(Failed) as failed:
         publisher()
     told = str(failed.value)
     assert "\n" not in told
@@ -395,10 +395,15 @@ def test_rsync_says_in_one_line_what_it_lacks(rsync, tmp_path):
     assert "No such file or directory" in told
 
 
-def test_without_rsync_its_package_is_named(tmp_path, monkeypatch):
+def test_without_rsync_its_package_is_named_before_anything_is_done(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    told = failure(Publisher({"rsync": str(tmp_path / "cdn")}), Refused)
-    assert told == "assets.cdn: rsync is not installed on this machine: apt install rsync"
+    publisher = Publisher({"rsync": str(tmp_path / "cdn")})
+    with pytest.raises(Refused) as refused:
+        require_tools(publisher.spec)
+    assert str(refused.value) == "assets.cdn: rsync is not installed on this machine: apt install rsync"
+    assert failure(publisher).endswith("rsync is not installed on this machine")
+    for spec in (None, spec_of(None), spec_of({"s3": {"bucket": "abc"}})):
+        require_tools(spec)
 
 
 @pytest.fixture

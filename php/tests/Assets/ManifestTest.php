@@ -124,6 +124,33 @@ final class ManifestTest extends TestCase
         self::assertSame('/assets/css/shop.0123456789abcdef.css', $said);
     }
 
+    public function testWithOpcacheNoRequestReadsTheManifestFile(): void
+    {
+        if (!extension_loaded('Zend OPcache')) {
+            self::markTestSkipped('opcache is not installed: apt install php-opcache');
+        }
+        $manifest = "$this->release/_assets/manifest.php";
+        $content = json_decode((string) json_encode(self::table()->manifests->release), true);
+        file_put_contents($manifest, "<?php\n\nreturn " . var_export($content, true) . ";\n");
+        $page = "$this->top/page.php";
+        $autoload = var_export(dirname(__DIR__, 2) . '/autoload.php', true);
+        $path = var_export($manifest, true);
+        file_put_contents($page, "<?php require $autoload; echo KestrelStack\\Assets\\asset_url('css/shop.css');"
+            . " echo opcache_is_script_cached($path) ? ' cached' : ' not cached';");
+        $options = ['-d', 'opcache.enable=1', '-d', 'opcache.enable_cli=1', '-d', 'opcache.file_update_protection=0'];
+        $process = proc_open(
+            [PHP_BINARY, ...$options, $page],
+            [1 => ['pipe', 'w']],
+            $pipes,
+            null,
+            ['KESTREL_STACK_RELEASE_PATH' => $this->release],
+        );
+        self::assertIsResource($process);
+        $said = stream_get_contents($pipes[1]);
+        proc_close($process);
+        self::assertSame('/assets/css/shop.0123456789abcdef.css cached', $said);
+    }
+
     private static function text(\stdClass $case): string
     {
         $content = self::table()->manifests->{$case->manifest};

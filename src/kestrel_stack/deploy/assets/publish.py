@@ -6,7 +6,9 @@ ever deployed find their files.
 
 from __future__ import annotations
 
+import functools
 import mimetypes
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -14,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..errors import Cancelled, Failed
+from ..errors import Cancelled, Failed, Refused
 from .compile import FOLDER, MANIFESTS
-from .spec import S3, AssetsSpec
+from .spec import S3, AssetsSpec, Rsync
 
 if TYPE_CHECKING:
     from ..build.tree import File
@@ -85,6 +87,12 @@ class Limits:
             raise Failed(f"assets.cdn: {target}: not done within {self.seconds} s: given up")
 
 
+def require_tools(spec: AssetsSpec | None) -> None:
+    """Refuse an upload that this machine has no program for: asked before anything is changed."""
+    if spec is not None and isinstance(spec.cdn, Rsync) and shutil.which("rsync") is None:
+        raise Refused("assets.cdn: rsync is not installed on this machine: apt install rsync")
+
+
 def publish(
     files: Mapping[str, File], spec: AssetsSpec | None, out: Report, cancel: threading.Event | None = None
 ) -> int:
@@ -92,8 +100,7 @@ def publish(
 
     ``files`` are those of a release; those below ``_assets/`` count, without the manifests. Credentials come
     from the environment and the usual files (AWS's, ssh's) alone. Takes at most SECONDS and what
-    BYTES_PER_SECOND allow. Raises Failed, with every host as before, Refused when a program is missing, and
-    Cancelled once ``cancel`` is set.
+    BYTES_PER_SECOND allow. Raises Failed, with every host as before, and Cancelled once ``cancel`` is set.
     """
     if spec is None or spec.cdn is None:
         return 0
@@ -140,13 +147,17 @@ def uploads(files: Mapping[str, File]) -> list[Upload]:
 
 def content_type(name: str, data: bytes) -> str:
     """Say what a file is, the same on every machine."""
-    suffix = PurePosixPath(name).suffix.lower()
-    # An instance of its own: the module's functions read files of this machine.
-    found = _TYPES.get(suffix) or mimetypes.MimeTypes().guess_type(f"x{suffix}")[0]
-    kind = found or "application/octet-stream"
+    kind = _kind(PurePosixPath(name).suffix.lower())
     if kind.startswith("text/") and _is_utf8(data):
         return f"{kind}; charset=utf-8"
     return kind
+
+
+@functools.cache
+def _kind(suffix: str) -> str:
+    # An instance of its own: the module's functions read files of this machine.
+    found = _TYPES.get(suffix) or mimetypes.MimeTypes().guess_type(f"x{suffix}")[0]
+    return found or "application/octet-stream"
 
 
 def _is_utf8(data: bytes) -> bool:

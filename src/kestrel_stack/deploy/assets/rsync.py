@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import Failed, Refused
+from ..errors import Failed
 from .publish import Limits, Upload
 from .spec import Rsync
 
@@ -22,8 +22,7 @@ POLL_SECONDS = 0.1
 def send(uploads: Sequence[Upload], target: Rsync, limits: Limits) -> set[str]:
     """Upload what is missing there or has another size; return the names.
 
-    rsync writes each file beside its place and renames it when it is whole. Raises Failed, Cancelled, and
-    Refused when there is no rsync.
+    rsync writes each file beside its place and renames it when it is whole. Raises Failed, Cancelled.
     """
     with tempfile.TemporaryDirectory(prefix="kestrel-stack-assets-") as name:
         staging = Path(name)
@@ -63,7 +62,7 @@ def _run(command: Sequence[str], target: Rsync, limits: Limits) -> str:
             start_new_session=True,
         )
     except FileNotFoundError:
-        raise Refused("assets.cdn: rsync is not installed on this machine: apt install rsync") from None
+        raise Failed(f"assets.cdn: {target}: rsync is not installed on this machine") from None
     try:
         while True:
             limits.check(target)
