@@ -9,6 +9,7 @@ from kestrel_stack.deploy import build
 from kestrel_stack.deploy.build import manifest
 from kestrel_stack.deploy.build.archive import Archive
 from kestrel_stack.deploy.build.tree import File
+from kestrel_stack.deploy.build.wheels import pinned
 from kestrel_stack.deploy.hoststate import HostState, Release
 
 MOMENT = 1_700_000_000
@@ -26,8 +27,8 @@ def archive_of(files: dict[str, str | bytes | File], cache: Path, time: int = MO
 
 
 def wheels_of(*paths: Path, requirements: str = "", key: str = "v9") -> build.Wheels:
-    """Describe wheels that are there; the stack's own is the last."""
-    return build.Wheels(requirements, paths, paths[-1].name if paths else "stack-1.0-py3-none-any.whl", key)
+    """Describe wheels that are there; ``requirements`` pin all but the last, the stack's own."""
+    return build.Wheels(requirements + (pinned(paths[-1]) if paths else ""), paths, key)
 
 
 def state_of(releases: dict[str, str], *, current: str = "", venvs: tuple[str, ...] = ("v9",)) -> HostState:

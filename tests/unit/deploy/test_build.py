@@ -432,6 +432,18 @@ def test_wheels_come_from_the_cache_the_second_time(index, tmp_path):
     assert wheels_for(text, BOOKWORM, tmp_path) == first
 
 
+def test_the_stacks_own_package_is_pinned_as_well_and_not_given_twice(index, tmp_path):
+    stack = make_wheel(tmp_path / "stack", "kestrel_stack")
+    wheels = wheels_for(locked(make_wheel(index, "one")), BOOKWORM, tmp_path, stack)
+    assert [line.split()[0] for line in wheels.requirements.splitlines()] == [
+        "one==1.0",
+        "kestrel-stack==1.0",
+    ]
+    assert wheels.requirements.endswith(f"--hash=sha256:{hashlib.sha256(stack.read_bytes()).hexdigest()}\n")
+    text = f"Kestrel_Stack==1.0 --hash={HASH}"
+    refused(lambda: wheels_for(text, BOOKWORM, tmp_path, stack), "kestrel-stack is added by the deploy")
+
+
 def test_a_venv_is_named_by_lock_wheels_python_and_machine(index, tmp_path):
     one, two = make_wheel(index, "one"), make_wheel(index, "two")
     stack = make_wheel(tmp_path / "stack", "kestrel_stack")
@@ -455,7 +467,7 @@ def test_the_bundle_has_wheels_only_for_a_host_that_lacks_the_venv(app, index, t
     assert set(names(small.path.read_bytes())) == {"manifest.json.gz", "files.tar.gz"}
     assert set(names(large.path.read_bytes())) == {
         "manifest.json.gz", "files.tar.gz",
-        "requirements.txt", "wheels/one-1.0-py3-none-any.whl", f"wheels/{wheels.stack_wheel}",
+        "requirements.txt", "wheels/one-1.0-py3-none-any.whl", f"wheels/{wheels.files[-1].name}",
     }  # fmt: skip
     again = build.build_bundle(archive, wheels, with_wheels=True, cache=tmp_path / "cache2")
     assert again.path.read_bytes() == large.path.read_bytes()

@@ -22,7 +22,7 @@ def every_script():
     side = Side(OLD, "abc", {"before_switch": "php a.php", "after_switch": "php b.php"})
     link = {"shared_files": [".env", "config/a.ini"], "shared_directories": ["var", "a/b"]}
     bundle = Bundle(Path("b"), "0" * 64, 5, OLD)
-    prepared = {"bundle": bundle, "venv": "v", "stack_wheel": "w.whl", "release_json": {"a": 1}}
+    prepared = {"bundle": bundle, "venv": "v", "release_json": {"a": 1}}
     return {
         "inspect": scripts.inspect("/srv/shop", ["shop_a", "shop_b"], [".env"], settle=3),
         "inspect, no workers": scripts.inspect("/srv/shop", []),
@@ -91,7 +91,6 @@ def test_every_value_is_quoted_in_every_template():
             app=HOSTILE,
             check=HOSTILE,
             venv=HOSTILE,
-            stack_wheel=HOSTILE,
             release_json={"a": HOSTILE, "rev": HOSTILE},
             shared_files=[HOSTILE],
             shared_directories=[HOSTILE],

@@ -35,9 +35,9 @@ class Wheels:
     """All that one kind of host installs, and the name of the virtual environment that results."""
 
     requirements: str
+    """Every package with its hashes, for pip: the lock's and the stack's own."""
     files: tuple[Path, ...]
     """The lock's wheels, sorted, and the stack's own wheel last."""
-    stack_wheel: str
     key: str
 
     @property
@@ -52,6 +52,9 @@ def build_wheels(lock: Lock, target: Target, stack_wheel: Path, where: str, cach
     Raises Refused naming a package that has no wheel for this kind of host, or whose hash differs.
     """
     requirements = lock.for_target(target)
+    own = parse_wheel_filename(stack_wheel.name)[0]
+    if any(canonicalize_name(package.requirement.name) == own for package in lock.packages):
+        raise Refused(f"{where}: {own} is added by the deploy: take it out of the lock")
     files: list[Path] = []
     if requirements:
         key = hashlib.sha256(f"{target}\n{requirements}".encode()).hexdigest()[:20]
@@ -60,7 +63,14 @@ def build_wheels(lock: Lock, target: Target, stack_wheel: Path, where: str, cach
             _download(lock, requirements, target, folder, where)
         files = sorted(folder.glob("*.whl"))
     files.append(stack_wheel)
-    return Wheels(requirements, tuple(files), stack_wheel.name, venv_key(target, requirements, files))
+    key = venv_key(target, requirements, files)
+    return Wheels(requirements + pinned(stack_wheel), tuple(files), key)
+
+
+def pinned(wheel: Path) -> str:
+    """Return a requirements line that only this wheel meets."""
+    name, version = parse_wheel_filename(wheel.name)[:2]
+    return f"{name}=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
 
 
 def venv_key(target: Target, requirements: str, files: Sequence[Path]) -> str:

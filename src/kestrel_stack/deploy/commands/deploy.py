@@ -282,7 +282,6 @@ class _Sending:
             self._name,
             bundle=bundle,
             venv=wheels.key,
-            stack_wheel=wheels.stack_wheel,
             release_json=about,
             previous=self._session.states[host.name].current,
             check=spec.hooks.check,
