@@ -81,3 +81,18 @@ def test_the_manifest_is_read_once(tmp_path, serve):
 def test_a_manifest_that_is_a_folder_is_named(tmp_path):
     with pytest.raises(InvalidManifest, match=f"^{tmp_path} cannot be read: Is a directory$"):
         Manifest.load(tmp_path)
+
+
+def test_it_needs_nothing_but_pythons_own_library():
+    code = (
+        "import sys, kestrel_stack.static;"
+        "print(*sorted({n.split('.')[0] for n in sys.modules} - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": SOURCES},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["kestrel_stack"]
