@@ -32,7 +32,9 @@ def defaults(role: Path) -> dict:
 
 
 def test_there_are_roles():
-    assert {"common", "app_host", "kestrel", "supervisor", "consumers"} <= {role.name for role in ROLES}
+    assert {"common", "app_host", "kestrel", "supervisor", "consumers", "web"} <= {
+        role.name for role in ROLES
+    }
 
 
 @roles
@@ -154,6 +156,10 @@ def test_templates_that_can_be_checked_are_checked_before_they_replace_a_file():
         "etc/systemd/system/kestrel-stack-spool-guard.{{ item }}.j2",
         "etc/tmpfiles.d/kestrel-stack-kestrel.conf.j2",
         "etc/systemd/system/supervisor.service.d/10-kestrel-stack.conf.j2",
+        "etc/systemd/system/kestrel-stack-nginx.service.j2",
+        "etc/systemd/system/kestrel-stack-web.socket.j2",
+        # A release's unit, and the one that starts the current release at boot.
+        "etc/systemd/system/kestrel-stack-web{{ item }}.service.j2",
     }
 
 

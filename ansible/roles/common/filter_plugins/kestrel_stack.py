@@ -109,7 +109,7 @@ SUPPORTED_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _RESERVED = """
 adm audio backup bin cdrom daemon dialout dip disk fax floppy games input irc kmem kvm list lp mail man
 messagebus news nobody nogroup operator plugdev proxy render root sasl sgx shadow src ssh staff sudo sys
-systemd-journal tape tty users utmp uucp video voice www-data kestrel kestrel-web sentry worker
+systemd-journal tape tty users utmp uucp video voice www-data kestrel kestrel-web sentry web worker
 """
 RESERVED_APPS = frozenset(_RESERVED.split())
 
@@ -140,6 +140,8 @@ _DSN = re.compile(
     r"(/[A-Za-z0-9._~-]+)*/[A-Za-z0-9_-]+/?\Z"
 )
 _URL = re.compile(r"https?://[^\s\"'\\<>]+\Z")
+_URL_PATH = re.compile(r"/[A-Za-z0-9._/-]*\Z")
+_HOST_PATH = re.compile(r"/[A-Za-z0-9._/-]+\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+\Z")
 _REGISTRY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
 
@@ -725,6 +727,50 @@ def registry_problems(registry: Any, variable: str) -> list[str]:
     ]
 
 
+def wsgi_problems(app: Any, variable: str) -> list[str]:
+    """Say what is wrong with `variable`, where an application's pages are found in Python."""
+    if _REGISTRY.match(str(app)):
+        return []
+    return [
+        f"{variable} {str(app)!r} does not name the pages: give MODULE:APPLICATION, like shop.web:application"
+    ]
+
+
+def php_front_problems(file: Any, variable: str) -> list[str]:
+    """Say what is wrong with `variable`, the PHP file that answers an application's requests."""
+    text = str(file)
+    if _PHP_FILE.match(text) and ".." not in text.split("/"):
+        return []
+    return [
+        f"{variable} {text!r} does not name the pages: give a .php file inside the application,"
+        " like public/index.php"
+    ]
+
+
+def url_path_problems(path: Any, variable: str) -> list[str]:
+    """Say what is wrong with `variable`, a page of the application."""
+    if _URL_PATH.match(str(path)):
+        return []
+    return [f"{variable} {str(path)!r} is not the path of a page: write it like /health"]
+
+
+def tls_problems(paths: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with the paths of a certificate and its key: variable to path, both or none set."""
+    given = {variable: str(path) for variable, path in paths.items() if path}
+    problems = [
+        f"{variable} {path!r} is not an absolute path of A-Z, a-z, 0-9, ., _, -, and /"
+        for variable, path in given.items()
+        if not _HOST_PATH.match(path)
+    ]
+    if given and len(given) < len(paths):
+        problems += [
+            f"{variable} is empty while {', '.join(given)} is set: give both, or none"
+            for variable in paths
+            if variable not in given
+        ]
+    return problems
+
+
 def php_file_problems(file: Any, variable: str) -> list[str]:
     """Say what is wrong with `variable`, the PHP file that returns an application's jobs."""
     text = str(file)
@@ -896,6 +942,10 @@ class FilterModule:
             "kestrel_stack_has_delays": has_delays,
             "kestrel_stack_registry_problems": registry_problems,
             "kestrel_stack_php_file_problems": php_file_problems,
+            "kestrel_stack_wsgi_problems": wsgi_problems,
+            "kestrel_stack_php_front_problems": php_front_problems,
+            "kestrel_stack_url_path_problems": url_path_problems,
+            "kestrel_stack_tls_problems": tls_problems,
             "kestrel_stack_dsn_problems": dsn_problems,
             "kestrel_stack_webhook_problems": webhook_problems,
             "kestrel_stack_package_problems": package_problems,
