@@ -75,6 +75,15 @@ def report(path: Path | None = None) -> dict[str, Any]:
     return {"done": done, "by_release": releases, "duplicates": duplicates}
 
 
+def recent(count: int = 10, path: Path | None = None) -> list[tuple[str, str, str, str | None]]:
+    """Return when, what, for whom and by which release of the jobs done last, the newest first."""
+    path = path or default_path()
+    if not path.exists():
+        return []
+    with _opened(path) as ledger:
+        return _rows(ledger, "SELECT at, job, tenant, release FROM done ORDER BY at DESC LIMIT ?", count)
+
+
 def default_path() -> Path:
     """Return the ledger's file."""
     return files.var() / "ledger.sqlite"

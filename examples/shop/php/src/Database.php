@@ -10,10 +10,16 @@ final class Database
     /** How many seconds a process waits for the others to finish writing. */
     private const BUSY_SECONDS = 20;
 
+    /** Return where the file called $name is, or would be. */
+    public static function path(string $name): string
+    {
+        return (getenv('SHOP_VAR') ?: dirname(__DIR__, 2) . '/var') . "/$name";
+    }
+
     /** Open the file called $name, and make it where it is missing: for the group, too, whatever the umask is. */
     public static function open(string $name): \PDO
     {
-        $file = (getenv('SHOP_VAR') ?: dirname(__DIR__, 2) . '/var') . "/$name";
+        $file = self::path($name);
         if (!file_exists($file) && ($made = @fopen($file, 'x')) !== false) {
             fclose($made);
             chmod($file, 0664);

@@ -20,6 +20,18 @@ final class Ledger
         )
         SQL;
 
+    /** @return list<array<string, ?string>> `at`, `job`, `tenant` and `release` of the jobs done last, the newest first */
+    public static function recent(int $count = 10): array
+    {
+        if (!is_file(Database::path('ledger.sqlite'))) {
+            return [];
+        }
+        $found = Database::open('ledger.sqlite')
+            ->prepare('SELECT at, job, tenant, release FROM done ORDER BY at DESC LIMIT ?');
+        $found->execute([$count]);
+        return $found->fetchAll(\PDO::FETCH_ASSOC);
+    }
+
     /** Write down that the job was done, and log when it had been done before. */
     public static function note(Context $context): void
     {
