@@ -199,7 +199,7 @@ def logs(
     end(lambda out: commands.logs(commands.AskLogs(env, queue, limit, follow, lines, json), out))
 
 
-@command(env=ENV, limit=LIMIT)
-def unlock(context: Connection, env: str = "lab", limit: str | None = None) -> None:
+@command(env=ENV, limit=LIMIT, yes=YES)
+def unlock(context: Connection, env: str = "lab", limit: str | None = None, yes: bool = False) -> None:
     """Remove the lock of a deploy that died, and show whose it was."""
-    end(lambda out: commands.unlock(env, limit, out))
+    end(lambda out: commands.unlock(env, limit, yes, out))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib
 import io
 import json
@@ -776,10 +778,52 @@ def test_following_hosts_whose_logs_cannot_be_read_is_an_error(machines, out, fo
 # --- unlock -------------------------------------------------------------------------------------------
 
 
+def locked(machine: Machine, id: str = "x", **about: object) -> Path:
+    path = machine.tree.srv / ".deploy.lock"
+    path.write_text(json.dumps({"id": id, "owner": "ann", "controller": "laptop", "pid": 5, **about}))
+    return path
+
+
 def test_unlock_shows_whose_it_was_and_removes_it(machines, out):
-    lock = machines["worker1"].tree.srv / ".deploy.lock"
-    lock.write_text(json.dumps({"id": "x", "owner": "ann", "controller": "laptop", "pid": 5}))
-    assert commands.unlock("lab", None, out) == DONE
+    lock = locked(machines["worker1"])
+    assert commands.unlock("lab", None, False, out) == DONE
     assert not lock.exists()
     assert "unlocked; it was held by ann@laptop (pid 5)" in said(out)
     assert re.search(r"worker2 +is not locked", said(out))
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_the_lock_of_a_running_deploy_is_asked_for(machines, out, monkeypatch, answer):
+    locks = [locked(machine, lease=60) for machine in machines.values()]
+    asked = []
+    monkeypatch.setattr(out, "confirm", lambda question: asked.append(question) or answer)
+    with contextlib.ExitStack() as holders:
+        for lock in locks:
+            # What the deploy's own process on the host does.
+            fcntl.flock(holders.enter_context(lock.open()), fcntl.LOCK_EX)
+        if answer:
+            assert commands.unlock("lab", None, False, out) == DONE
+        else:
+            with pytest.raises(Refused, match="not confirmed: nothing was changed"):
+                commands.unlock("lab", None, False, out)
+    assert asked == ["Take the lock of a running deploy away?"]
+    assert "is locked by ann@laptop (pid 5), which is running" in said(out)
+    assert [lock.exists() for lock in locks] == [not answer] * 2
+
+
+def test_a_dead_deploys_lock_is_taken_away_without_a_question(machines, out, monkeypatch):
+    lock = locked(machines["worker1"], lease=60)
+    os.utime(lock, (0, 0))
+    monkeypatch.setattr(out, "confirm", lambda question: pytest.fail(question))
+    assert commands.status("lab", None, False, out) == DONE
+    assert "left behind by ann@laptop" in said(out)
+    assert commands.unlock("lab", None, False, out) == DONE
+    assert not lock.exists()
+
+
+def test_a_host_that_does_not_answer_keeps_no_other_locked(machines, out):
+    lock = locked(machines["worker2"])
+    machines["worker1"].away = True
+    with pytest.raises(Refused, match="worker1 does not answer"):
+        commands.unlock("lab", None, True, out)
+    assert not lock.exists()

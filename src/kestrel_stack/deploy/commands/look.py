@@ -20,6 +20,9 @@ from ..survey import Survey
 
 T = TypeVar("T")
 
+ALIVE = ("held", "switching")
+"""States of a lock whose deploy is running, or was a moment ago."""
+
 
 def ask_everywhere(
     session: Session, ask: Callable[[Host], T]
@@ -204,27 +207,38 @@ def commit_subjects(app: str, revs: Iterable[str]) -> dict[str, str]:
 # --- unlock -------------------------------------------------------------------------------------------
 
 
-def unlock(env: str, limit: str | None, out: Report) -> int:
-    """Show the locks and remove them."""
+def unlock(env: str, limit: str | None, yes: bool, out: Report) -> int:
+    """Show the locks and remove them; asks first when the deploy that has one is alive."""
     environment = description.load_environment(env, limit)
     with Session(environment, out) as session, interruptible():
         errors = look_everywhere(session)
+        alive = [
+            state for state in session.states.values() if state.lock and state.lock.get("state") in ALIVE
+        ]
+        for state in alive:
+            out.step(f"is locked by {hoststate.describe_lock(state.lock)}, which is running", state.host)
+        if alive and not yes and not out.confirm("Take the lock of a running deploy away?"):
+            raise Refused("not confirmed: nothing was changed")
         for host in session.hosts:
-            state = session.states.get(host.name)
-            if state is None:
-                continue
-            if state.lock is None:
-                out.step("is not locked", host.name)
-                continue
-            holder = hoststate.describe_lock(state.lock)
-            # The lock that was shown is removed, not one that somebody takes meanwhile.
-            mark = str(state.lock.get("id") or state.lock.get("content") or "")
-            result = session.run(host, scripts.unlock(session.root, mark), "unlock")
-            if any(words[0] == "kept" for words in hoststate.events(result.lines)):
-                errors[host.name] = Refused(f"{host.name}: the lock was taken anew meanwhile and stays")
-            else:
-                out.good(f"unlocked; it was held by {holder}", host.name)
+            if host.name in session.states:
+                try:
+                    _unlock(session, host, out)
+                except DeployError as error:
+                    errors[host.name] = error
         return end_with(errors)
+
+
+def _unlock(session: Session, host: Host, out: Report) -> None:
+    lock = session.states[host.name].lock
+    if lock is None:
+        out.step("is not locked", host.name)
+        return
+    # The lock that was shown is removed, not one that somebody takes meanwhile.
+    mark = str(lock.get("id") or lock.get("content") or "")
+    result = session.run(host, scripts.unlock(session.root, mark), "unlock")
+    if any(words[0] == "kept" for words in hoststate.events(result.lines)):
+        raise Refused(f"{host.name}: the lock was taken anew meanwhile and stays")
+    out.good(f"unlocked; it was held by {hoststate.describe_lock(lock)}", host.name)
 
 
 def show_plan(session: Session) -> None:
