@@ -95,4 +95,4 @@ def test_it_needs_nothing_but_pythons_own_library():
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["kestrel_stack"]
+    assert done.stdout.split() == ["__main__", "kestrel_stack"]
