@@ -519,6 +519,8 @@ def test_the_same_is_sent_to_every_host_that_has_the_same(app, tmp_path):
 def test_the_same_inputs_give_the_same_bundle_from_two_clones(app, tmp_path):
     app.write("bin/run", "#!/bin/sh\n").chmod(0o755)
     app.write("é/a b.txt", "x" * 1000)
+    app.write("deploy.yml", "assets: {folders: [public]}\n")
+    app.write("public/a.css", "b { color: red }\n" * 100)
     app.commit()
     base = app.commit_id
     app.write("shop/jobs.py", "changed")
@@ -540,6 +542,7 @@ def test_the_same_inputs_give_the_same_bundle_from_two_clones(app, tmp_path):
                 build.bundle_for(new, wheels_of(), state, found, full=True, cache=cache).path.read_bytes(),
             )
         )
+        assert any(path.startswith("_assets/a.") for path in new.tree)
     assert made[0] == made[1]
 
 
