@@ -572,10 +572,11 @@ class Rollout:
         self.out.bad(f"goes back to {old or 'no release'}: {reason}", host.name)
         limit = self._limit(host, [self._side(host, old), self._side(host, new)], None)
         error: BaseException = why
+        certain = self.stand[host.name] == AFTER
         for _ in range(3):
             self.stand[host.name] = UNKNOWN
             try:
-                if getattr(error, "lost", False):
+                if not certain:
                     # The script notices that we are gone, and goes back by itself or ends its way back.
                     state = self._look_again(host, int(2 * limit))
                     if state is None:
@@ -590,7 +591,7 @@ class Rollout:
                 self._switch(host, new, old, Pace(), going_back=True)
                 return
             except Exception as again:
-                error = again
+                error, certain = again, False
                 text = str(again).removeprefix(f"{host.name}: ")
                 self.out.bad(f"could not go back: {text}", host.name)
                 if not getattr(again, "lost", False):

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import threading
+import time
 
 import pytest
 
@@ -109,6 +111,25 @@ def test_a_connection_that_is_lost_puts_the_host_back(running, moment):
     assert process.wait(20) == 75
     assert running.current == OLD
     assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
+@pytest.mark.parametrize("moment", range(14))
+def test_whenever_the_connection_is_lost_the_host_ends_on_one_side_and_says_so(running, moment):
+    process = running.start(switch(running, OLD, NEW, pings=PINGS, web="shop"))
+    time.sleep(moment * 0.02)  # no condition to wait for: any moment will do
+    process.stdin.close()
+    lines = process.stdout.read().decode().splitlines()
+    process.stderr.read()
+    code = process.wait(20)
+    process.stdout.close()
+    process.stderr.close()
+    where = NEW if stand(lines) == ["after"] else OLD
+    # Ended before it listened for signals, it has touched nothing.
+    silent = code == -signal.SIGTERM and running.calls == []
+    assert (code, stand(lines)) in ((0, ["after"]), (75, ["before"])) or silent
+    assert running.current == where
+    assert running.workers == {"shop_a": where, "shop_b": where}
+    assert running.pages == where
 
 
 def test_whoever_comes_back_can_wait_for_the_end_of_a_switch(running):
@@ -375,9 +396,20 @@ def test_a_host_that_fails_stays_where_it_is_when_its_old_release_was_deleted(ru
 
 
 def test_the_way_back_does_not_undo_what_somebody_else_did(running):
+    other = "20260301T000000Z-cccccccc"
+    running.release(other)
+    running.run_from(other)
     code, lines, _ = running.run(switch(running, NEW, OLD, going_back=True))
     assert (code, stand(lines)) == (1, ["foreign"])
     assert running.calls == []
+
+
+def test_a_host_that_is_back_already_is_seen_to_run(running):
+    (running.base / "state" / "shop_a").unlink()
+    code, lines, err = running.run(switch(running, NEW, OLD, going_back=True))
+    assert (code, stand(lines)) == (0, ["after"]), err
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+    assert not any(call.startswith("drain") for call in running.calls)
 
 
 # --- in place --------------------------------------------------------------------------------------------
