@@ -185,20 +185,20 @@ class _Compiler:
         # Bytes that are not UTF-8 come out as they went in.
         text = data.decode("utf-8", "surrogateescape")
         try:
-            changed = css.replace(text, find(text), lambda reference: self._address(name, reference))
+            changed = css.replace(text, find(text), lambda reference: self._address(name, text, reference))
         except RecursionError:
             raise Refused(f"assets: {self._sources[name].path}: imports are nested too deep") from None
         return changed.encode("utf-8", "surrogateescape")
 
-    def _address(self, name: str, reference: css.Reference) -> str | None:
-        target = self._target(name, reference)
+    def _address(self, name: str, text: str, reference: css.Reference) -> str | None:
+        target = self._target(name, text, reference)
         if target is None:
             return None
         # Relative, so that it holds on the web hosts and on the CDN alike.
         path = posixpath.relpath(self._make(target).name, posixpath.dirname(name) or ".")
         return quote(path, safe="/")
 
-    def _target(self, name: str, reference: css.Reference) -> str | None:
+    def _target(self, name: str, text: str, reference: css.Reference) -> str | None:
         """Return the name of the asset that is meant; None when the reference is to stay."""
         path = reference.path
         if not path or path.startswith("//") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
@@ -211,8 +211,9 @@ class _Compiler:
             found = expected if expected in self._sources else None
         # A map is read by developers' tools alone, and libraries often name one they do not bring.
         if found is None and expected is not None and not reference.source_map:
+            line = text.count("\n", 0, reference.start) + 1
             self._faults.append(
-                f"{self._sources[name].path} line {reference.line}: {path[:200]}: {self._missing(expected)}"
+                f"{self._sources[name].path} line {line}: {path[:200]}: {self._missing(expected)}"
             )
         return found
 

@@ -14,7 +14,7 @@ _TOKEN = re.compile(
     | (?<![\w-]) url\( \s* (?: (?P<url_string>{_STRING}) | (?P<url_bare>(?:\\.|[^\\\s"'()])*) ) \s* \)
     | @import (?P<import_gap>{_GAP}) (?P<import_string>{_STRING})
     | (?P<string>{_STRING})
-    | (?P<open> [\w-]*\( )
+    | (?P<open> (?<![\w-])[\w-]*\( )
     | (?P<close> \) )
     """,
     re.DOTALL | re.IGNORECASE | re.VERBOSE,
@@ -34,8 +34,6 @@ class Reference:
     """Where its path stands in the text, without quotes and without what follows from ``?`` or ``#`` on."""
     path: str
     """The path, its CSS escapes undone; still percent-encoded."""
-    line: int
-    """From 1."""
     source_map: bool = False
 
 
@@ -87,9 +85,7 @@ def replace(text: str, references: Iterator[Reference], address: Callable[[Refer
 def _reference(text: str, start: int, end: int, *, source_map: bool = False) -> Reference:
     raw = text[start:end]
     path = re.split(r"[?#]", raw, maxsplit=1)[0]
-    return Reference(
-        start, start + len(path), _unescaped(path), text.count("\n", 0, start) + 1, source_map=source_map
-    )
+    return Reference(start, start + len(path), _unescaped(path), source_map)
 
 
 def _unescaped(raw: str) -> str:

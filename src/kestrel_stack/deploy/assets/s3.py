@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
 
 PARALLEL = 16
-CONNECT_SECONDS = 10
-READ_SECONDS = 30
+CONNECT_SECONDS = 5
+READ_SECONDS = 20
 ATTEMPTS = 3
+"""Each request; so long may Ctrl-C have to wait for a server that says nothing."""
 
 
 def send(uploads: Sequence[Upload], target: S3, limits: Limits) -> set[str]:
