@@ -467,9 +467,7 @@ def test_a_canary_is_switched_and_watched_before_the_others(session, monkeypatch
     assert len(watched) >= 2
     assert set(watched) == {"h1"}
     printed = capsys.readouterr().out
-    assert (
-        " s (2 jobs, 0 failed, 0 given up in 600 s before)" in printed
-    )
+    assert " s (2 jobs, 0 failed, 0 given up in 600 s before)" in printed
 
 
 def test_a_canary_whose_jobs_are_given_up_takes_itself_back(session, monkeypatch, capsys):

@@ -96,7 +96,7 @@ def deploy(ask: Ask, out: Report) -> int:
     found = finding.result()
     source = found.source
     pace = ask.pace.over(source.spec.roll)
-    with Session(environment, out) as session, interruptible():
+    with Session(environment, out, channels=3) as session, interruptible():
         out.step(
             f"Plan: {environment.app} from {source.ref} ({source.rev[:8]}) to"
             f" {count(len(session.hosts), 'host')} of {environment.name}"
@@ -151,6 +151,7 @@ def _whole(text: str, flag: str, most: int) -> int:
 
 def _find(ask: Ask) -> _Found:
     source = build.find_source(ask.app, ask.ref, allow_dirty=ask.allow_dirty)
+    assets.require_tools(source.spec.assets)
     where = source.spec.requirements or "requirements"
     return _Found(source, build.read_lock(source.requirements, where), where)
 
@@ -424,3 +425,6 @@ def _tell(
     except KeyboardInterrupt:
         # How the hosts stand was decided before.
         out.bad("stopped before everybody was told of the deploy")
+    except Exception as error:
+        # A defect of ours, after the hosts were switched: it must not look like a deploy that failed.
+        out.bad(f"could not tell of the deploy: {type(error).__name__}: {error}")

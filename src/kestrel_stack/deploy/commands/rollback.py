@@ -32,7 +32,7 @@ def rollback(ask: AskRollback, out: Report) -> int:
     """Go back to an earlier release, in the same careful way. Returns the exit code; raises DeployError."""
     pace = ask.pace.over(Roll())
     environment = description.load_environment(ask.env, ask.limit)
-    with Session(environment, out) as session, interruptible():
+    with Session(environment, out, channels=2) as session, interruptible():
         out.step(
             f"Plan: rollback of {environment.app} on {count(len(session.hosts), 'host')} of"
             f" {environment.name}"
