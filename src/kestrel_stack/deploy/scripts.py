@@ -49,7 +49,7 @@ LEASE = 60
 """Seconds without a sign of life after which a deploy counts as dead."""
 GRACE = 5
 """Seconds that a lock outlives the process that held it: time to come back after a lost connection."""
-PATIENCE = 8
+PATIENCE = 5
 """Seconds that one of two deploys which began at the same moment waits for the other to give way."""
 SETTLE = 60
 """Seconds that a deploy waits for the switch of another that died, before it gives up."""

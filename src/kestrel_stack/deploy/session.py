@@ -148,16 +148,26 @@ class Session:
 
     # --- the script that stays ------------------------------------------------------------------------
 
-    def _open_hold(self, host: Host, shared_files: Sequence[str] = (), *, cancellable: bool = True) -> Talk:
-        script = scripts.hold(
+    def hold_script(self, host: Host, shared_files: Sequence[str] = ()) -> str:
+        """Return the text of the script that `inspect` starts on a host."""
+        return scripts.hold(
             self.root,
             [queue.group for queue in host.queues],
             shared_files,
             lock_id=self.lock_id,
             web=self._web(host),
+            lease=scripts.LEASE,
+            grace=scripts.GRACE,
+            patience=scripts.PATIENCE,
+            settle=scripts.SETTLE,
         )
+
+    def _open_hold(self, host: Host, shared_files: Sequence[str] = (), *, cancellable: bool = True) -> Talk:
         talk = self.remotes[host.name].talk(
-            script, what="hold", on_line=lambda line: self._hear(host, line), cancellable=cancellable
+            self.hold_script(host, shared_files),
+            what="hold",
+            on_line=lambda line: self._hear(host, line),
+            cancellable=cancellable,
         )
         self._holds[host.name] = talk
         return talk
@@ -252,9 +262,10 @@ class Session:
         return f"{host.name} is locked by {_holder(content)}; {advice}"
 
     def require_lock(self, host: Host) -> None:
-        """Make sure that the lock of a host is still ours. Raises HostError when it is not.
+        """Make sure that the lock of a host is still ours.
 
-        Asks only when no renewal was confirmed for half a lease, or when the connection was lost.
+        Raises Locked when another deploy has it now, and HostError when nobody has. Asks only when no
+        renewal was confirmed for half a lease, or when the connection was lost.
         """
         talk = self._holds.get(host.name)
         connected = talk is not None and talk.alive
@@ -268,8 +279,9 @@ class Session:
                 talk.ask("again", 30, cancellable=False)
         if host.name in self._lost:
             content = self._lost[host.name]
-            now = f"{_holder(content)} has it now" if content.strip() else "somebody removed it"
-            raise HostError(host.name, f"the lock was lost: {now}")
+            if content.strip():
+                raise Locked(f"{host.name}: the lock was lost: {_holder(content)} has it now")
+            raise HostError(host.name, "the lock was lost: somebody removed it")
 
     def release(self, details: Callable[[Host], dict[str, Any]] = lambda _: {}) -> list[str]:
         """End on every locked host: note, clean up, give the lock back. Returns what failed, one line each.

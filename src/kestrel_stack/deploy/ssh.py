@@ -672,6 +672,7 @@ def _connect(connection: fabric.Connection, cancel: threading.Event) -> None:
     while True:
         try:
             with _turn(connection):
+                tried = time.monotonic()
                 connection.open()
             return
         except (
@@ -689,7 +690,9 @@ def _connect(connection: fabric.Connection, cancel: threading.Event) -> None:
                 raise paramiko.AuthenticationException("none of your keys was accepted") from error
             # sshd drops connections when many come at once, and says so at most by closing them.
             connection.client.close()
-            if time.monotonic() - began > RETRY_FOR or cancel.is_set():
+            now = time.monotonic()
+            # One that takes connections and then says nothing drops nothing; it is away.
+            if now - tried >= CONNECT_TIMEOUT or now - began > RETRY_FOR or cancel.is_set():
                 raise
             # Not all at the same moment again.
             cancel.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
