@@ -97,10 +97,11 @@ class Report:
             print(json.dumps(data, indent=2, sort_keys=True), file=self.console.file)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-        """Print a table; in a pipe it has no frame."""
-        table = Table(
-            box=box.SIMPLE_HEAD if self.console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0)
-        )
+        """Print a table; in a pipe it has no frame, and no line of it is cut or folded."""
+        if not self.console.is_terminal:
+            self.lines(_plain_table([columns, *rows]))
+            return
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
         for column in columns:
             table.add_column(column, overflow="fold", no_wrap=column in ("host", "release"))
         for row in rows:
@@ -188,6 +189,15 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _plain_table(rows: Sequence[Sequence[str | Text]]) -> list[str]:
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in texts
+    ]
 
 
 # --- texts, pure ---------------------------------------------------------------------------

@@ -194,6 +194,16 @@ def test_nothing_to_send_is_no_division_by_zero(terminal) -> None:
     assert terminal.console.file.getvalue() == ""
 
 
+def test_a_table_in_a_pipe_has_no_frame_and_no_folded_line(piped) -> None:
+    piped.table(("host", "what"), [["a", "x" * 1000], ["worker1", ""]])
+    assert piped.console.file.getvalue() == f"host     what\na        {'x' * 1000}\nworker1\n"
+
+
+def test_a_table_without_rows_is_its_head(piped) -> None:
+    piped.table(("host", "what"), [])
+    assert piped.console.file.getvalue() == "host  what\n"
+
+
 def test_in_a_pipe_nobody_is_asked(piped) -> None:
     assert piped.confirm("Sure?")
     assert piped.console.file.getvalue() == ""
