@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def test_an_old_worker_answers_first_and_the_new_one_is_waited_for(brokers, tmp_
     with worker(tmp_path, config, "R1") as old:
         asking = Asking(tmp_path, config, "--json", "--release", "R2")
         asking.wait_for("work: answered by release R1")
-        assert old.end(15) == 0
+        assert old.end(signal.SIGTERM) == 0
     with worker(tmp_path, config, "R2") as new:
         [said] = map(json.loads, asking.end(0))
     assert (said["release"], said["pid"]) == ("R2", new.process.pid)
@@ -270,10 +271,11 @@ def test_a_hostile_answer_does_not_reach_the_terminal_as_it_is(brokers, tmp_path
     assert "\x1b" not in asking.errors.read_text()
 
 
-def test_an_interrupted_ping_removes_what_it_wrote(brokers, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_ping_that_is_interrupted_removes_what_it_wrote(brokers, tmp_path, number):
     asking = Asking(tmp_path, content(brokers), "--release", "R2")
     wait_until(lambda: all(broker.stats(ASKED).get("items") for broker in brokers), "the pings")
-    asking.process.send_signal(2)
+    asking.process.send_signal(number)
     asking.end(130)
     assert [queues(broker) for broker in brokers] == [[], []]
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -442,10 +443,14 @@ def _ping(store: Queue, given: argparse.Namespace) -> int:
         print(f"jobs: {one_line(text)}", file=sys.stderr, flush=True)
 
     host = found.host if found else socket.gethostname()
+    # A deploy that gives up ends us with TERM: also then the pings are removed.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         asked = ping.ask(store, queues, host, given.release, timeout, tell, warn, given.deploy)
     except ValueError as exc:
         raise UsageError(f"--deploy {given.deploy!r}: {exc}") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return EX_OK if all(one.answer for one in asked) else EX_FAILED
 
 
