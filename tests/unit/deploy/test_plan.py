@@ -1,6 +1,8 @@
 """The decisions of a deploy: data in, decisions out."""
 
+import json
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from kestrel_stack.deploy import hoststate, plan
 from kestrel_stack.deploy.errors import Refused
 from kestrel_stack.deploy.hoststate import Group, HostState, Process, Release
+from kestrel_stack.deploy.onhost import judge
 
 R1, R2, R3, R4 = (f"2026010{n}T000000Z-aaaaaaa{n}" for n in range(1, 5))
 FACTS = {
@@ -21,8 +24,10 @@ FACTS = {
 }
 
 
-def state(host="h1", *, releases=(), bad=(), current="", venvs=("v",), groups=(), **facts):
-    made = tuple(Release(name, name not in bad, venv="v", rev=name[-8:]) for name in releases)
+def state(host="h1", *, releases=(), bad=(), failed=(), current="", venvs=("v",), groups=(), **facts):
+    made = tuple(
+        Release(name, name not in bad, venv="v", rev=name[-8:], failed=name in failed) for name in releases
+    )
     return HostState(host, {**FACTS, "current": current, **facts}, made, venvs, groups)
 
 
@@ -165,7 +170,7 @@ def test_a_host_is_up_to_date_only_with_the_same_code_the_same_venv_and_all_work
     one = HostState(
         "h",
         {"current": R1},
-        (Release(R1, True, rev="abc", venv="v", archive="a"),),
+        (Release(R1, True, rev="abc", venv="v", manifest="a"),),
         ("v",),
         (Group("g", (worker(),)),),
     )
@@ -177,7 +182,8 @@ def test_a_host_is_up_to_date_only_with_the_same_code_the_same_venv_and_all_work
         {"groups": (Group("g", (worker(R2),)),)},
         {"venvs": ()},
         {"facts": {}},
-        {"releases": (Release(R1, False, rev="abc", venv="v", archive="a"),)},
+        {"releases": (Release(R1, True, rev="abc", venv="v", manifest="a", failed=True),)},
+        {"releases": (Release(R1, False, rev="abc", venv="v", manifest="a"),)},
     ):
         assert not plan.is_up_to_date(HostState(**{**vars(one), **change}), "abc", "a", "v")
 
@@ -188,6 +194,13 @@ def test_a_host_is_up_to_date_only_with_the_same_code_the_same_venv_and_all_work
 def test_a_rollback_goes_to_the_newest_good_release_before_the_current_one():
     hosts = [state(releases=[R1, R2, R3, R4], bad=[R2], current=R3)]
     assert plan.rollback_target(hosts) == R1
+
+
+def test_a_rollback_skips_what_failed_and_refuses_to_go_to_it():
+    hosts = [state(releases=[R1, R2, R3], failed=[R2], current=R3)]
+    assert plan.rollback_target(hosts) == R1
+    with pytest.raises(Refused, match=f"release {R2} failed; all hosts can go to: {R1}"):
+        plan.rollback_target(hosts, R2)
 
 
 def test_a_rollback_after_a_half_failed_deploy_goes_to_what_every_host_has():
@@ -231,13 +244,14 @@ def test_a_rollback_to_a_release_that_never_ran_well_is_refused():
 @given(
     st.lists(st.integers(1, 25), unique=True, max_size=12),
     st.sets(st.integers(1, 25)),
+    st.sets(st.integers(1, 25)),
     st.integers(2, 6),
     st.data(),
 )
-def test_never_the_new_one_and_never_the_previous_one_is_removed(days, bad, keep, data):
+def test_never_the_new_one_the_previous_one_or_the_last_good_one_is_removed(days, bad, failed, keep, data):
     names = [f"202601{day:02}T000000Z-{day:08x}" for day in sorted(days)]
     releases = tuple(
-        Release(name, day not in bad, venv=f"v{day % 3}")
+        Release(name, day not in bad, venv=f"v{day % 3}", failed=day in failed)
         for name, day in zip(names, sorted(days), strict=True)
     )
     previous = data.draw(st.sampled_from(["", *names]))
@@ -247,18 +261,107 @@ def test_never_the_new_one_and_never_the_previous_one_is_removed(days, bad, keep
     left = [release for release in releases if release.name not in gone]
     assert previous not in gone
     assert new not in gone
-    assert len([r for r in left if r.verified]) + 1 <= keep + 1
-    assert all(release.verified or release.name == previous for release in left)
-    good = sorted((r.name for r in releases if r.verified), reverse=True)[: keep - 1]
-    assert not set(good) & set(gone)
+    good = sorted((r.name for r in releases if r.verified and not r.failed), reverse=True)
+    assert len([r for r in left if r.name in good]) + 1 <= keep + 1
+    # What failed goes first: none of it stays where a good one goes, or at all.
+    assert all(release.name in good or release.name == previous for release in left)
+    assert not set(good[: keep - 1]) & set(gone)
     assert "unused" in venvs
     assert "v9" not in venvs
     assert not {release.venv for release in left} & set(venvs)
 
 
-def test_hosts_are_switched_in_batches_in_their_order():
-    assert plan.batches(["a", "b", "c"]) == [["a"], ["b"], ["c"]]
-    assert plan.batches(["a", "b", "c"], 2) == [["a", "b"], ["c"]]
+def test_after_a_failure_the_ones_that_failed_before_go_and_what_runs_stays():
+    hosts = state(releases=[R1, R2, R3, R4], bad=[R2], failed=[R3], current=R1)
+    assert plan.failed_before(hosts, R4) == [R2, R3]
+    # A deploy that was killed leaves a release that runs and was never verified.
+    assert plan.failed_before(state(releases=[R1, R2], bad=[R2], current=R2), R4) == []
+
+
+# --- the order -------------------------------------------------------------------------------------------
+
+
+def machine(name, *, workers=True):
+    return SimpleNamespace(name=name, queues=("q",) if workers else ())
+
+
+def order(hosts, **pace):
+    return [
+        ("canary " * batch.canary + " ".join(host.name for host in batch.hosts))
+        for batch in plan.batches(hosts, plan.Pace(**pace))
+    ]
+
+
+FIVE = [machine(name) for name in "abcde"]
+
+
+@pytest.mark.parametrize(
+    ("pace", "expected"),
+    [
+        ({}, ["a", "b", "c", "d", "e"]),
+        ({"batch": "2"}, ["a b", "c d", "e"]),
+        ({"batch": "9"}, ["a b c d e"]),
+        ({"batch": "100%"}, ["a b c d e"]),
+        ({"batch": "25%"}, ["a b", "c d", "e"]),
+        ({"batch": "1%"}, ["a", "b", "c", "d", "e"]),
+        ({"batch": "2", "canary": 1}, ["canary a", "b c", "d e"]),
+        ({"batch": "100%", "canary": 2}, ["canary a b", "c d e"]),
+        ({"batch": "100%", "canary": 9}, ["canary a b c d", "e"]),
+    ],
+)
+def test_the_canary_goes_first_and_the_others_in_batches_in_their_order(pace, expected):
+    assert order(FIVE, **pace) == expected
+
+
+def test_one_host_alone_is_no_canary():
+    assert order(FIVE[:1], canary=1) == ["a"]
+    assert order([], canary=1) == []
+
+
+def test_a_host_with_workers_is_the_better_canary():
+    hosts = [machine("web1", workers=False), machine("worker1"), machine("worker2")]
+    assert order(hosts, canary=1) == ["canary worker1", "web1", "worker2"]
+    assert order(hosts[:1] * 1 + [machine("web2", workers=False)], canary=1) == ["canary web1", "web2"]
+
+
+@given(st.integers(1, 60), st.integers(1, 100), st.integers(0, 5))
+def test_every_host_is_in_exactly_one_batch(hosts, share, canary):
+    machines = [machine(str(number), workers=number % 3 == 0) for number in range(hosts)]
+    made = plan.batches(machines, plan.Pace(f"{share}%", canary))
+    seen = [host.name for batch in made for host in batch.hosts]
+    assert sorted(seen) == sorted(host.name for host in machines)
+    assert all(batch.hosts for batch in made)
+    assert [batch.canary for batch in made[1:]] == [False] * (len(made) - 1)
+
+
+# --- the judge on the host -------------------------------------------------------------------------------
+
+STATES = ["RUNNING", "STARTING", "BACKOFF", "FATAL", "EXITED", "STOPPED"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["web", "shop_a", "shop_b"]),
+            st.lists(st.tuples(st.sampled_from(STATES), st.integers(0, 20), st.sampled_from([R1, R2, None]))),
+            st.sampled_from(["0", "1"]),
+        ),
+        max_size=4,
+    )
+)
+def test_the_host_judges_what_it_is_piped_as_the_plan_judges_what_it_was_told(groups):
+    lines = []
+    for name, processes, code in groups:
+        made = [
+            {"name": f"{name}_{number:02}", "state": word, "pid": 1, "uptime": uptime, "release": release}
+            for number, (word, uptime, release) in enumerate(processes)
+        ]
+        said = json.dumps({"group": name, "processes": made}) if code == "0" else "no such group"
+        lines.append(f"@ workers {name} {code} {said}")
+    told = plan.judge(hoststate.parse_groups(lines), R1)
+    assert judge.judge(judge.read(lines), R1) == told
+    code = judge.main(R1, lines)
+    assert (code == 0, code == judge.FINAL) == (told.ok, told.final)
 
 
 def test_disk_is_needed_for_the_venv_only_when_the_host_lacks_it():
