@@ -16,8 +16,9 @@ from kestrel_stack.deploy.description import Host
 class Server(paramiko.ServerInterface):
     """Lets everybody in who has the key, and runs what it is asked to, as sshd does without a terminal."""
 
-    def __init__(self, allowed):
+    def __init__(self, allowed, folder):
         self.allowed = allowed
+        self.folder = folder
 
     def get_allowed_auths(self, username):
         return "publickey"
@@ -39,6 +40,7 @@ class Server(paramiko.ServerInterface):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            cwd=self.folder,
         )
 
         def inward():
@@ -48,7 +50,7 @@ class Server(paramiko.ServerInterface):
                     process.stdin.flush()
 
         def outward(stream, send):
-            with stream:
+            with suppress(OSError), stream:
                 while data := stream.read1(65536):
                     send(data)
 
@@ -66,11 +68,18 @@ class Server(paramiko.ServerInterface):
         channel.close()
 
 
-class Machine:
-    """A host: the server above behind a port that can fall silent."""
+ROOT = "/proc/self/cwd/srv"
+"""Names the folder of whichever machine is asked, because scripts run in the machine's own."""
 
-    def __init__(self, folder):
+
+class Machine:
+    """A host: the server above behind a port that can fall silent. ``greets``: how many callers at once."""
+
+    def __init__(self, folder, greets=100):
         self.folder = folder
+        self.greets = greets
+        self.most_greeted = 0
+        self.dropped = 0
         self.key = paramiko.ECDSAKey.generate()
         self.user_key = paramiko.ECDSAKey.generate()
         self.user_key.write_private_key_file(str(folder / "id"))
@@ -88,6 +97,13 @@ class Machine:
                 outside, _ = self.listener.accept()
             except OSError:
                 return
+            greeting = sum(one.is_active() and not one.is_authenticated() for one in self.transports)
+            self.most_greeted = max(self.most_greeted, greeting + 1)
+            if greeting >= self.greets:
+                # As sshd does when MaxStartups is reached.
+                self.dropped += 1
+                outside.close()
+                continue
             self.lines.append(outside)
             inside, ours = socket.socketpair()
             for one, other in ((outside, ours), (ours, outside)):
@@ -96,14 +112,20 @@ class Machine:
             transport.add_server_key(self.key)
             self.transports.append(transport)
             with suppress(paramiko.SSHException, EOFError):
-                transport.start_server(server=Server(self.user_key))
+                transport.start_server(threading.Event(), server=Server(self.user_key, self.folder))
 
     def carry(self, one, other):
         with suppress(OSError), one, other:
-            while data := one.recv(65536):
-                if self.silent.is_set():
-                    self.closed.wait()
-                other.sendall(data)
+            try:
+                while data := one.recv(65536):
+                    if self.silent.is_set():
+                        self.closed.wait()
+                    other.sendall(data)
+            finally:
+                # Closing alone would not wake who waits on the other side.
+                for end in (one, other):
+                    with suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)
 
     def cut(self):
         """Break the line, as a machine that loses its network card would."""
@@ -127,6 +149,17 @@ class Machine:
     def known(self, name=None, key=None):
         key = key or self.key
         return f"{name or f'[127.0.0.1]:{self.port}'} {key.get_name()} {key.get_base64()}"
+
+    def host(self, name="worker1", *extra, port=None):
+        """The machine as the inventory would describe it, with its folder made ready."""
+        root = self.folder / "srv"
+        for below in ("releases", "venvs", "shared"):
+            (root / below).mkdir(parents=True, exist_ok=True)
+        if not (root / "srv").is_symlink():
+            (root / "srv").symlink_to(".")
+        port = port or self.port
+        known = self.known(f"[127.0.0.1]:{port}")
+        return Host(name, "127.0.0.1", port, "deploy", self.config(*extra, known=[known]), ())
 
     def remote(self, *extra, known=None, cancel=None):
         known = [self.known()] if known is None else known
