@@ -34,6 +34,8 @@ GOOD = {
     "kestrel_flavor": "embedded",
     "sentry_backend": "none",
     "consumers_python_app": "shop.jobs:registry",
+    "web_python_app": "shop.web:application",
+    "web_port": 28080,
     "app_host_deploy_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExample test"],
 }
 # Facts of a supported host, whatever the machine is that the tests run on.
@@ -237,6 +239,41 @@ CASES = {
         {"consumers_python_app": ABSENT},
         "consumers_python_app '' does not name the jobs: give MODULE:REGISTRY, like shop.jobs:registry",
     ),
+    "pages-that-nobody-says-where-to-find": (
+        {"web_python_app": ABSENT},
+        "web_python_app '' does not name the pages: give MODULE:APPLICATION, like shop.web:application",
+    ),
+    "pages-in-php-need-no-python": ({"web_language": "php", "web_python_app": ABSENT}, None),
+    "a-php-front-outside-the-release": (
+        {"web_language": "php", "web_php_front": "../index.php"},
+        "web_php_front '../index.php' does not name the pages: give a .php file inside the application,"
+        " like public/index.php",
+    ),
+    "pages-in-another-language": (
+        {"web_language": "ruby"},
+        "role web: value of web_language must be one of: python, php, got: ruby",
+    ),
+    "a-certificate-without-its-key": (
+        {"web_tls_certificate": "/etc/ssl/shop.pem"},
+        "web_tls_key is empty while web_tls_certificate is set: give both, or none",
+    ),
+    "a-relative-certificate": (
+        {"web_tls_certificate": "shop.pem", "web_tls_key": "/etc/ssl/shop.key"},
+        "web_tls_certificate 'shop.pem' is not an absolute path of A-Z, a-z, 0-9, ., _, - and /",
+    ),
+    "a-health-page-that-is-no-path": (
+        {"web_health_path": "health?full=1"},
+        "web_health_path 'health?full=1' is not the path of a page: write it like /health",
+    ),
+    "a-page-limit-that-is-no-size": (
+        {"web_max_request_size": "much"},
+        "web_max_request_size: much is not a size: write it like 512MB (KB, MB or GB), or in bytes",
+    ),
+    "pages-on-an-address-of-another-host": (
+        {"web_listen_address": "10.0.0.99"},
+        "web_listen_address 10.0.0.99 is not an address of pages-on-an-address-of-another-host:"
+        " use 127.0.0.1 or one of 10.0.0.1",
+    ),
     "ubuntu": (
         {"test_facts": {**FACTS, "distribution": "Ubuntu", "distribution_major_version": "24"}},
         "ubuntu: Ubuntu 24 is not supported: use Debian 12 or 13",
@@ -264,7 +301,7 @@ PLAY = [
             {
                 "name": "Run the checks alone",
                 "ansible.builtin.include_role": {"name": "{{ item }}", "tasks_from": "preflight"},
-                "loop": ["kestrel", "app_host", "supervisor", "consumers"],
+                "loop": ["kestrel", "app_host", "supervisor", "consumers", "web"],
             },
         ],
     }

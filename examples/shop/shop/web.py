@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from kestrel_stack.static import asset_url
-
 from kestrel_stack.queue import Producer, Queue, QueueError, settings
+from kestrel_stack.static import asset_url
 from shop import ledger
 
 TENANT = "acme"

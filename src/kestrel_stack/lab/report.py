@@ -22,6 +22,8 @@ class Summary:
     enqueued: Jobs = field(default_factory=dict)
     done: Jobs = field(default_factory=dict)
     duplicates: int = 0
+    pages: Sequence[tuple[str, str]] = ()
+    """Host and address of each of the application's pages."""
     try_next: Sequence[str] = ()
     later: Sequence[str] = ()
 
@@ -64,6 +66,9 @@ def show(summary: Summary, out: TextIO) -> None:
     if everything:
         console.print(jobs)
         console.print(f"done twice: {summary.duplicates}")
+    for host, address in summary.pages:
+        # Not wrapped by rich, so that a terminal sees one address.
+        print(f"the application's page on {host}: {address}", file=out)
     for line in summary.later:
         console.print(line)
     if summary.try_next:

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ WANTED_JOBS: report.Jobs = {
 PHP_TENANT, PHP_QUEUE = "globex", "hello_world_php"
 """Whose HelloWorld is done in PHP, where the inventory has the queue for it."""
 JOBS_SECONDS = 60.0
+PAGE_SECONDS = 10.0
 LATER = ("not here yet: kestrel-web and Sentry (they come in a later version)",)
 
 
@@ -129,9 +131,12 @@ def _up(run: Run, suite: str, recreate: bool) -> report.Summary:
     variables = _variables(lab)
     consumers = lab.groups.get("consumers", ())
     apps = {host: str(variables[host].get("kestrel_stack_app", "shop")) for host in consumers}
-    before = _releases(lab, apps)
+    carriers = {
+        host: str(variables[host].get("kestrel_stack_app", "shop")) for host in lab.groups.get("app", ())
+    }
+    before = _releases(lab, carriers)
     _deploy(run)
-    after = _releases(lab, apps)
+    after = _releases(lab, carriers)
     if after != before:
         run.changes.append("deployed " + ", ".join(sorted(set(after.values()))))
     run.standing.append("the application")
@@ -139,6 +144,8 @@ def _up(run: Run, suite: str, recreate: bool) -> report.Summary:
     run.at = "jobs"
     enqueued = _jobs(run, apps, after)
     totals, duplicates = _done(lab, apps)
+    run.at = "pages"
+    pages = _pages(lab, done.addresses, variables)
     groups = {
         host: [group for group, members in lab.groups.items() if group != "all" and host in members]
         for host in lab.hosts
@@ -150,6 +157,7 @@ def _up(run: Run, suite: str, recreate: bool) -> report.Summary:
         enqueued=enqueued,
         done=totals,
         duplicates=duplicates,
+        pages=pages,
         try_next=_try_next(lab, apps),
         later=LATER,
     )
@@ -237,7 +245,7 @@ def ssh(lab: Lab, host: str, command: str, *, user: str = "deploy") -> subproces
 
 
 def _releases(lab: Lab, apps: Mapping[str, str]) -> dict[str, str]:
-    """Return the release that ``current`` names on every consumer host that has one."""
+    """Return the release that ``current`` names on each of these hosts that has one."""
 
     def release(host: str) -> tuple[str, str]:
         done = ssh(lab, host, f"readlink /srv/{shlex.quote(apps[host])}/current")
@@ -293,6 +301,25 @@ def _jobs(run: Run, apps: Mapping[str, str], releases: Mapping[str, str]) -> rep
     hosts.write(note, json.dumps({"releases": dict(releases), "enqueued": enqueued}) + "\n")
     run.changes.append(f"{wanted} jobs done")
     return enqueued
+
+
+def _pages(
+    lab: Lab, addresses: Mapping[str, str], variables: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """Return the address of every web host's page, each of which has answered with a page."""
+    found = []
+    for host in lab.groups.get("web", ()):
+        address = f"http://{addresses[host]}:{variables[host].get('web_port', 8080)}/"
+        try:
+            with urllib.request.urlopen(address, timeout=PAGE_SECONDS):
+                pass
+        except OSError as error:
+            raise LabError(
+                f"{host}: the application's page {address} does not answer ({error}); see: "
+                f"ssh -F {_shown(lab.ssh_config)} {host} \"sudo journalctl --unit 'kestrel-stack-*'\""
+            ) from None
+        found.append((host, address))
+    return found
 
 
 def _enqueue(lab: Lab, host: str, app: str, tenant: str, job: str, count: int) -> None:

@@ -758,7 +758,7 @@ def tls_problems(paths: Mapping[str, Any]) -> list[str]:
     """Say what is wrong with the paths of a certificate and its key: variable to path, both or none set."""
     given = {variable: str(path) for variable, path in paths.items() if path}
     problems = [
-        f"{variable} {path!r} is not an absolute path of A-Z, a-z, 0-9, ., _, -, and /"
+        f"{variable} {path!r} is not an absolute path of A-Z, a-z, 0-9, ., _, - and /"
         for variable, path in given.items()
         if not _HOST_PATH.match(path)
     ]
