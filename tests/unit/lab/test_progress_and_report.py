@@ -82,6 +82,7 @@ def test_the_report_in_a_pipe_cuts_no_command_and_no_release() -> None:
         done={"acme": {"HelloWorld": 9}},
         duplicates=1,
         try_next=[command],
+        pages=[("web1", "http://172.20.0.14:8080/")],
         later=["not here yet: kestrel-web"],
     )
     report.show(summary, out)
@@ -92,3 +93,4 @@ def test_the_report_in_a_pipe_cuts_no_command_and_no_release() -> None:
     row = next(line for line in text.splitlines() if "HelloWorld" in line and "acme" in line)
     assert row.split() == ["acme", "HelloWorld", "10", "9"]
     assert "done twice: 1" in text
+    assert "the application's page on web1: http://172.20.0.14:8080/\n" in text
