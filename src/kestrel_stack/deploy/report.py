@@ -6,7 +6,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -77,7 +78,7 @@ class Report:
 
     def error(self, text: str) -> None:
         """Print why the command ends with an error."""
-        with self._lock:
+        with self._lock, _whoever_listens():
             self.errors.print(Text.assemble(("fab: ", "red bold"), text))
             self.errors.file.flush()
 
@@ -99,14 +100,15 @@ class Report:
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
         """Print a table; in a pipe it has no frame, and no line of it is cut or folded."""
         if not self.console.is_terminal:
-            self.lines(_plain_table([columns, *rows]))
+            with _whoever_listens():
+                self.lines(_plain_table([columns, *rows]))
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
         for column in columns:
             table.add_column(column, overflow="fold", no_wrap=column in ("host", "release"))
         for row in rows:
             table.add_row(*row)
-        with self._lock:
+        with self._lock, _whoever_listens():
             self.console.print(table)
             self.console.file.flush()
 
@@ -115,9 +117,19 @@ class Report:
         return Progress(self, what, totals)
 
     def _print(self, text: Text) -> None:
-        with self._lock:
+        with self._lock, _whoever_listens():
             self.console.print(text)
             self.console.file.flush()
+
+
+@contextmanager
+def _whoever_listens() -> Iterator[None]:
+    """Go on when nobody reads any more: a closed pipe or terminal must not leave hosts half-switched.
+
+    Rich answers a broken pipe with SystemExit.
+    """
+    with suppress(OSError, SystemExit):
+        yield
 
 
 class Progress:

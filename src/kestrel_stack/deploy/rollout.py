@@ -327,7 +327,7 @@ class Rollout:
         batches = plan.batches(list(to), pace)
         try:
             self._forward(batches, to, pace)
-        except Exception:
+        except BaseException:
             self._revert(batches, to)
             raise
         finally:
@@ -353,7 +353,7 @@ class Rollout:
         self.stand[host.name] = UNKNOWN
         try:
             ear = self._switch(host, old, new, pace)
-        except Exception as error:  # a defect of ours, too, must not leave a host half-way
+        except BaseException as error:  # a defect of ours, too, must not leave a host half-way
             if self.stand[host.name] == UNKNOWN:
                 self._go_back(host, new, old, error)
             elif self.stand[host.name] == AFTER and getattr(error, "lost", False):
@@ -566,7 +566,7 @@ class Rollout:
             self.out.bad(str(error).removeprefix(f"{host.name}: "), host.name)
         self._go_back(host, new, old, HostError(host.name, "reverted because the deploy failed"))
 
-    def _go_back(self, host: Host, new: str, old: str, why: Exception) -> None:
+    def _go_back(self, host: Host, new: str, old: str, why: BaseException) -> None:
         """Put a host back on its old release. Not interrupted by Ctrl-C; a lost connection is tried again."""
         reason = str(why).removeprefix(f"{host.name}: ")
         self.out.bad(f"goes back to {old or 'no release'}: {reason}", host.name)

@@ -1,5 +1,7 @@
 """Rolling over hosts made of folders: whatever fails, every host ends where it is said to be."""
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -8,6 +10,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from kestrel_stack.deploy import rollout as module
 from kestrel_stack.deploy.appspec import AppSpec, Hooks
@@ -32,10 +35,12 @@ def session(tmp_path):
 class Rolled:
     """A rollout that has ended: its error, and where every host is."""
 
-    def __init__(self, session, *, spec=None, pace=None, action="deploy", to=NEW, during=None, migrate=""):
+    def __init__(
+        self, session, *, spec=None, pace=None, action="deploy", to=NEW, during=None, migrate="", out=None
+    ):
         self.session = session
         self.error = None
-        self.rollout = Rollout(session, Report(), action)
+        self.rollout = Rollout(session, out or Report(), action)
         source = SimpleNamespace(rev=REV, ref="main", spec=spec or AppSpec())
         wheels = dict.fromkeys(session.trees, SimpleNamespace(key="v1"))
         helper = threading.Thread(target=during) if during else None
@@ -558,6 +563,30 @@ def test_after_a_revert_it_is_said_that_the_migration_stays(session):
     rolled = Rolled(session, migrate="true")
     rolled.is_as_before()
     assert str(rolled.error).endswith("; the migration has run and stays")
+
+
+# --- nobody listens --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, OSError])
+def test_a_terminal_that_is_gone_does_not_cut_the_way_back_short(session, error):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise error(errno.EIO, "nobody there")
+
+    session.trees["h3"].mark("fail-ping")
+    # In a process of its own: on a broken pipe rich takes standard output away from the whole process.
+    reader = os.fork()
+    if reader == 0:
+        code = 1
+        try:
+            rolled = Rolled(session, out=Report(Console(file=Gone()), Console(file=Gone())))
+            rolled.is_as_before()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == 0
+    assert {tree.current for tree in session.trees.values()} == {OLD}
 
 
 # --- defects ---------------------------------------------------------------------------------------------
