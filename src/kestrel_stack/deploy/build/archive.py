@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -46,16 +45,6 @@ class Archive:
             packed = trees.pack(self.tree, self.time)
             write_whole(path, gzip.compress(packed, compresslevel=6, mtime=0))
         return path
-
-    @cached_property
-    def sha256(self) -> str:
-        """Digest of the packed archive, in hex."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
-
-    @property
-    def size(self) -> int:
-        """Bytes of the packed archive."""
-        return self.path.stat().st_size
 
 
 def build_archive(source: Source, cache: Path = CACHE, *, root: Path = ROOT) -> Archive:
