@@ -125,6 +125,7 @@ class Rollout:
         self._keep: int | None = None
         self._done = False
         self._reason = ""
+        self._stopped = False
         self._began = time.monotonic()
         self._phase = "building"
         self._signals = hearing(self._stop)
@@ -187,6 +188,7 @@ class Rollout:
             defect = error
             error = DeployError(f"defect: {type(error).__name__}: {error}", FAILED)
         self._reason = str(error or "")
+        self._stopped = isinstance(error, Cancelled)
         left = self._give_back()
         if error is None:
             if self._done:
@@ -280,7 +282,8 @@ class Rollout:
                 releases, venvs = plan.to_remove(state, name, venv, state.current, self._keep)
                 details["remove_releases"], details["remove_venvs"] = releases, venvs
         elif self._source is not None and name:
-            if host.name in self._tried:
+            # A release that a person stopped has not failed: there is nothing to be looked at.
+            if host.name in self._tried and not (self._stopped and stand == BEFORE):
                 details["failed"] = name
                 details["failed_why"] = self._reason[:500]
                 details["remove_releases"] = plan.failed_before(state, name)

@@ -409,6 +409,11 @@ def test_ctrl_c_while_a_host_switches_takes_every_host_back(session, moment, num
     rolled.is_as_before()
     assert str(rolled.error).startswith("stopped")
     assert rolled.order == ["h1", "h2", "h1"]
+    # It was not the release that failed.
+    for details in session.details.values():
+        assert details["remove_releases"] == [NEW]
+        assert "failed" not in details
+    assert session.details["h2"]["record"]["reason"] == "stopped"
     assert "Stopping: every host that was switched goes back" in capsys.readouterr().out
 
 
