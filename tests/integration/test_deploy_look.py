@@ -86,7 +86,9 @@ def test_logs_of_all_hosts_are_merged_and_followed_through_all_that_happens(lab,
     assert {line["host"] for line in lines} == set(HOSTS)
     begun = [line for line in lines if line.get("event") == "worker begins"]
     assert [line["time"] for line in begun] == sorted(line["time"] for line in begun)
-    run = lab.start("logs", "--follow", "--lines=0", "--queue=hello_world")
+    run = lab.start("logs", "--follow", "--queue=hello_world")
+    # Shown when every host has sent what it had; from then on every line comes.
+    run.wait_for(first)
     followed = []
 
     def is_followed(id):
@@ -94,10 +96,6 @@ def test_logs_of_all_hosts_are_merged_and_followed_through_all_that_happens(lab,
         followed.append(id)
         run.wait_for("outcome=done", id)
 
-    # Once following has begun, every line comes.
-    lab.wait_until(
-        lambda: all(lab.inside(host, "pgrep -u deploy -f kestrel-stack-deploy || true") for host in HOSTS)
-    )
     is_followed(enqueue(lab, "HelloWorld"))
     for host in HOSTS:
         lab.inside(host, "pkill -u deploy -f '^sshd: deploy'")

@@ -188,12 +188,12 @@ def logs(
     root: str,
     groups: Sequence[str] = (),
     *,
-    lines: int,
+    lines: int | None,
     follow: bool,
     at: Mapping[str, Sequence[int]] | None = None,
     folder: str = LOGS,
 ) -> str:
-    """Send the last ``lines`` of each log, and with ``follow`` what comes.
+    """Send the last ``lines`` of each log (None: all), and with ``follow`` what comes.
 
     ``groups`` are those whose logs are meant; none: all. ``at`` is how far an earlier run had come, as it
     said itself.

@@ -43,6 +43,15 @@ class Stream:
     caught_up: bool = False
     """All that was there at the beginning has arrived."""
     _times: dict[str, str] = field(default_factory=dict)
+    _since: dict[str, int] = field(default_factory=dict)
+    """By log: how many lines came after the host last said how far it is."""
+    _again: dict[str, int] = field(default_factory=dict)
+    """By log: how many lines will come once more."""
+
+    def resume(self) -> None:
+        """Note that the host goes on at what ``at`` says: lines that come once more are left out."""
+        self._again = {worker: number for worker, number in self._since.items() if worker in self.at}
+        self._since = {}
 
     def take(self, line: str) -> Entry | None:
         """Read one line of the host's output; None when it holds no line of a log."""
@@ -50,11 +59,16 @@ class Stream:
             match line.split():
                 case ["@", "at", name, inode, offset] if inode.isdigit() and offset.isdigit():
                     self.at[name] = (int(inode), int(offset))
+                    self._since.pop(name, None)
                 case ["@", "caught", "up"]:
                     self.caught_up = True
             return None
         worker, tab, text = line.partition("\t")
         if not tab:
+            return None
+        self._since[worker] = self._since.get(worker, 0) + 1
+        if self._again.get(worker):
+            self._again[worker] -= 1
             return None
         record = _record(text)
         found = str(record.get("time", "")) if record else text.partition(" ")[0]

@@ -624,6 +624,19 @@ def test_one_host_whose_logs_cannot_be_read_does_not_hide_the_others(machines, o
     assert "first" in said(out)
 
 
+def test_lines_that_come_once_more_after_a_cut_are_left_out():
+    stream = workerlogs.Stream("h")
+    first = ["a\t1", "@ at a 7 2", "a\t2", "b\tx", "a\t3"]
+    taken = [entry.text for text in first if (entry := stream.take(text))]
+    stream.resume()
+    # Of b nothing was said: it is begun anew as well.
+    again = ["a\t2", "a\t3", "a\t4", "@ at a 7 8", "b\ty"]
+    taken += [entry.text for text in again if (entry := stream.take(text))]
+    assert taken == ["1", "2", "x", "3", "4", "y"]
+    stream.resume()
+    assert stream.take("a\t5").text == "5"
+
+
 # --- logs: followed -----------------------------------------------------------------------------------
 
 
@@ -713,6 +726,34 @@ def group_exists(group: int) -> bool:
     return True
 
 
+def test_following_without_old_lines_shows_none_and_misses_no_new_one(machines, out, follow, monkeypatch):
+    log = machines["worker1"].log("shop_a_00")
+    add(log, line("old"))
+    streams, ready = {}, threading.Event()
+    real = Line.run
+
+    def run(self, *args, **kwargs):
+        # The other host is slow, so that the first one's new line comes before what is shown first.
+        if self.name == "worker2":
+            ready.wait(20)
+        return real(self, *args, **kwargs)
+
+    def made(host):
+        return streams.setdefault(host, workerlogs.Stream(host))
+
+    monkeypatch.setattr(Line, "run", run)
+    monkeypatch.setattr(logs_module, "Stream", made)
+    running = follow(lines="0")
+    wait_for(lambda: "worker1" in streams and streams["worker1"].caught_up)
+    add(log, line("new"))
+    wait_for(lambda: streams["worker1"].at["shop_a_00"][1] == log.stat().st_size)
+    assert events_of(out) == []
+    ready.set()
+    running.wait_for("new")
+    assert running.end() == DONE
+    assert events_of(out) == ["new"]
+
+
 def test_following_goes_on_when_a_log_is_rotated(machines, out, follow):
     log = machines["worker1"].log("shop_a_00")
     add(log, line("begin"))
@@ -737,6 +778,8 @@ def test_following_survives_a_host_that_goes_away_and_loses_and_doubles_nothing(
     run.wait_for("before")
     machines["worker1"].away = True
     run.wait_for("tried again until it answers")
+    # A log that was not there yet, and none of whose lines was ever sent.
+    add(machines["worker1"].log("shop_b_00"), line("unheard"))
     add(log, line("meanwhile0"))
     log.rename(log.with_name(f"{log.name}.1"))
     add(log, line("meanwhile1"))
@@ -746,12 +789,14 @@ def test_following_survives_a_host_that_goes_away_and_loses_and_doubles_nothing(
     machines["worker1"].away = False
     run.wait_for("is back")
     run.wait_for("meanwhile1")
+    run.wait_for("unheard")
     add(log, line("after"))
     run.wait_for("after")
     assert run.end() == DONE
-    assert [event for event in events_of(out) if event != "elsewhere"] == [
+    assert [event for event in events_of(out) if event not in ("elsewhere", "unheard")] == [
         "before", "meanwhile0", "meanwhile1", "after",
     ]  # fmt: skip
+    assert events_of(out).count("unheard") == 1
 
 
 def test_following_an_empty_log_that_was_emptied_in_place_goes_on(machines, out, follow):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue as queues
 import sys
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from .. import description, scripts, workerlogs
 from ..description import Environment, Host
@@ -87,7 +88,7 @@ def _with_logs(environment: Environment) -> Environment:
     return replace(environment, hosts=hosts)
 
 
-def _script(session: Session, host: Host, narrowed: bool, lines: int, stream: Stream | None) -> str:
+def _script(session: Session, host: Host, narrowed: bool, lines: int | None, stream: Stream | None) -> str:
     groups = [queue.group for queue in host.queues] if narrowed else []
     return scripts.logs(
         session.root, groups, lines=lines, follow=stream is not None, at=stream.at if stream else None
@@ -118,21 +119,6 @@ class _Show:
             )
 
 
-@dataclass
-class _Arrived:
-    """What the hosts sent and nobody has seen yet."""
-
-    entries: queues.SimpleQueue[Entry] = field(default_factory=queues.SimpleQueue)
-
-    def drain(self) -> list[Entry]:
-        found = []
-        while True:
-            try:
-                found.append(self.entries.get_nowait())
-            except queues.Empty:
-                return found
-
-
 class _Following:
     """Follows the logs of every host, each in a thread of its own, until a person has seen enough."""
 
@@ -142,10 +128,15 @@ class _Following:
         self._lines = lines
         self._show = show
         self._out = out
-        self._arrived = _Arrived()
+        self._first: queues.SimpleQueue[Entry] = queues.SimpleQueue()
+        """What the logs had already, of which the last lines are shown."""
+        self._new: queues.SimpleQueue[Entry] = queues.SimpleQueue()
+        """What was written since, all of which is shown."""
         self._streams = {host.name: Stream(host.name) for host in session.hosts}
         self._gone: dict[str, BaseException] = {}
         """Hosts whose logs cannot be read, by name."""
+        self._away: set[str] = set()
+        """Hosts that do not answer at the moment."""
 
     def run(self) -> int:
         """Follow until Ctrl-C, which is a good end; raises DeployError when no host's logs can be read."""
@@ -157,10 +148,11 @@ class _Following:
             with interruptible():
                 for thread in threads:
                     thread.start()
-                self._begin(threads)
+                self._wait_for_first(threads)
+                self._show_arrived()
                 while any(thread.is_alive() for thread in threads):
                     self._session.cancel.wait(ORDER)
-                    self._show(workerlogs.in_order(self._arrived.drain()))
+                    self._show_arrived()
         except KeyboardInterrupt:
             pass
         finally:
@@ -172,17 +164,20 @@ class _Following:
             return end_with(self._gone)
         return DONE
 
-    def _begin(self, threads: list[threading.Thread]) -> None:
-        """Show the last lines of all hosts together, once they have all arrived."""
+    def _wait_for_first(self, threads: list[threading.Thread]) -> None:
+        """Wait for what the logs of all hosts have already, so that it is shown in order."""
         waited = 0.0
         while waited < FIRST_LINES and any(
-            thread.is_alive() and not self._streams[host.name].caught_up
+            thread.is_alive() and not self._streams[host.name].caught_up and host.name not in self._away
             for thread, host in zip(threads, self._session.hosts, strict=True)
         ):
             self._session.cancel.wait(0.05)
             waited += 0.05
-        merged = workerlogs.in_order(self._arrived.drain())
-        self._show(merged[-self._lines :] if self._lines else [])
+
+    def _show_arrived(self) -> None:
+        first = workerlogs.in_order(_all_of(self._first))
+        last = first[-self._lines :] if self._lines else []
+        self._show(workerlogs.in_order([*last, *_all_of(self._new)]))
 
     def _follow(self, host: Host) -> None:
         """Follow one host's logs; when it goes away, go on where it was when it is back."""
@@ -191,17 +186,19 @@ class _Following:
 
         def hear(line: str) -> None:
             nonlocal failures
-            if failures:
+            if host.name in self._away:
+                self._away.discard(host.name)
                 self._out.good("is back", host.name)
-                failures = 0
+            failures = 0
             entry = stream.take(line)
             if entry is not None:
-                self._arrived.entries.put(entry)
+                (self._new if stream.caught_up else self._first).put(entry)
 
         while not self._session.cancel.is_set():
+            stream.resume()
             try:
-                # What was there at first was shown then; a host that comes back sends what came since.
-                lines = 0 if stream.caught_up else self._lines
+                # Of a host that comes back, a log that was not there before is new from its first line on.
+                lines = None if stream.caught_up else self._lines
                 self._session.run(
                     host,
                     _script(self._session, host, self._narrowed, lines, stream),
@@ -218,8 +215,17 @@ class _Following:
                     self._gone[host.name] = error
                     self._out.bad(str(error).removeprefix(f"{host.name}: "), host.name)
                     return
-                if not failures:
+                if host.name not in self._away:
+                    self._away.add(host.name)
                     said = str(error).removeprefix(f"{host.name}: ").removeprefix("logs: ")
                     self._out.bad(f"{said}; tried again until it answers", host.name)
                 self._session.cancel.wait(RETRY_PAUSES[min(failures, len(RETRY_PAUSES) - 1)])
                 failures += 1
+
+
+def _all_of(arrived: queues.SimpleQueue[Entry]) -> list[Entry]:
+    found = []
+    with contextlib.suppress(queues.Empty):
+        while True:
+            found.append(arrived.get_nowait())
+    return found

@@ -1,8 +1,8 @@
 """Send the ends of the workers' logs, and with ``follow`` what is added to them: ``logs.py OPTIONS``.
 
 Runs on a host as ``python3 -I -S -c``. OPTIONS is a JSON object: ``folder``; ``groups``, whose logs are meant
-(empty: all of the folder); ``lines``, how many of the last of each log; ``follow``; ``at``, where an earlier
-run had come to: ``{LOG: [INODE, OFFSET]}``.
+(empty: all of the folder); ``lines``, how many of the last of each log (null: all); ``follow``; ``at``, where
+an earlier run had come to: ``{LOG: [INODE, OFFSET]}``.
 
 Standard output: ``LOG<tab>LINE`` for each line, then ``@ at LOG INODE OFFSET``, and once ``@ caught up``
 when all that was there is sent. A log that is rotated meanwhile is read to its end before the new one, and so
@@ -59,7 +59,11 @@ class Log:
             self.offset += len(rest)
             sent = True
         if sent:
-            say(f"@ at {self.name} {self.inode} {self.offset}")
+            self.say_where()
+
+    def say_where(self):
+        """Say how far the log is read."""
+        say(f"@ at {self.name} {self.inode} {self.offset}")
 
     def send(self, line):
         """Send one line."""
@@ -105,13 +109,15 @@ def older(path, number):
 
 def begin(path, name, count, follow):
     """Open a log where its last `count` lines begin, after sending those of them that were rotated."""
-    offset, found = last_lines(path, count)
-    if found < count and older(path, 1).exists():
+    offset, found = (0, None) if count is None else last_lines(path, count)
+    if found is not None and found < count and older(path, 1).exists():
         rotated = Log(older(path, 1), name, last_lines(older(path, 1), count - found)[0])
         rotated.send_new(whole_lines=False)
         rotated.file.close()
     log = Log(path, name, offset)
     log.send_new(whole_lines=follow)
+    # Said for a log without a line, too: what comes is behind this, also for another run.
+    log.say_where()
     return log
 
 
