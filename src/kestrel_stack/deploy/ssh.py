@@ -54,6 +54,15 @@ UPLOAD_BLOCK = 1 << 16
 STOP_PATIENCE = 30
 """Seconds that a script which was told to stop gets to put its host in order."""
 
+_NAME = "kestrel-stack-deploy"
+"""What our processes on a host call themselves."""
+_WAIT_FOR_SCRIPT = (
+    'exec /bin/bash -c \'IFS= read -r size && script=$(head -c "$size") &&'
+    f' exec /bin/bash -c "$script" {_NAME}\''
+)
+"""Run on a channel that is opened ahead. sshd takes no input before something runs, so a script that has an
+upload would else have to wait for its own beginning."""
+
 T = TypeVar("T")
 
 # Paramiko reports what it also raises; a person would see tracebacks of its threads.
@@ -281,18 +290,18 @@ class Remote:
         if channel is None:
             channel = transport.open_session(timeout=CONNECT_TIMEOUT)
             self.statistics.channels += 1
-        # `exec`, so that bash leads the session's process group and can end all of it.
-        command = "exec /bin/bash -c " + shlex.quote(script) + " kestrel-stack-deploy"
-        message = paramiko.Message()
-        message.add_byte(cMSG_CHANNEL_REQUEST)
-        message.add_int(channel.remote_chanid)
-        message.add_string("exec")
-        # An answer is asked for, so that a refusal closes the channel; it is not waited for.
-        message.add_boolean(True)
-        message.add_string(command)
-        channel._event_pending()
-        transport._send_user_message(message)
-        self.statistics.sent += len(command)
+        if getattr(channel, "waits_for_a_script", False):
+            data = script.encode()
+            # With its size, so that nothing after the script is taken for a part of it.
+            data = f"{len(data)}\n".encode() + data
+            channel.settimeout(CONNECT_TIMEOUT)
+            channel.sendall(data)
+            channel.settimeout(None)
+        else:
+            # `exec`, so that bash leads the session's process group and can end all of it.
+            data = f"exec /bin/bash -c {shlex.quote(script)} {_NAME}".encode()
+            _execute(channel, data)
+        self.statistics.sent += len(data)
         return channel
 
     def heard(self) -> None:
@@ -302,6 +311,19 @@ class Remote:
     def silent_for(self) -> float:
         """Seconds since the server last answered."""
         return time.monotonic() - self._last_answer
+
+
+def _execute(channel: paramiko.Channel, command: bytes | str) -> None:
+    """Have a command run, without waiting to hear that it was begun."""
+    message = paramiko.Message()
+    message.add_byte(cMSG_CHANNEL_REQUEST)
+    message.add_int(channel.remote_chanid)
+    message.add_string("exec")
+    # An answer is asked for, so that a refusal closes the channel; it is not waited for.
+    message.add_boolean(True)
+    message.add_string(command)
+    channel._event_pending()
+    channel.transport._send_user_message(message)
 
 
 class _Conversation:
@@ -770,15 +792,22 @@ class _Transport(ServiceRequestingTransport):
         self.ahead = self.open_ahead(wanted)
 
     def open_ahead(self, count: int) -> list[Future[paramiko.Channel]]:
-        """Open channels without waiting for them."""
-        return [self._open_in_thread() for _ in range(count)]
+        """Open channels without waiting for them.
 
-    def _open_in_thread(self) -> Future[paramiko.Channel]:
+        The first is for a script that follows at once; on the others something already waits for one.
+        """
+        return [self._open_in_thread(waits=number > 0) for number in range(count)]
+
+    def _open_in_thread(self, waits: bool) -> Future[paramiko.Channel]:
         future: Future[paramiko.Channel] = Future()
 
         def work() -> None:
             try:
-                future.set_result(self.open_session(timeout=CONNECT_TIMEOUT))
+                channel = self.open_session(timeout=CONNECT_TIMEOUT)
+                channel.waits_for_a_script = waits
+                if waits:
+                    _execute(channel, _WAIT_FOR_SCRIPT)
+                future.set_result(channel)
             except Exception as error:
                 future.set_exception(
                     error if isinstance(error, paramiko.SSHException) else paramiko.SSHException(str(error))
