@@ -63,9 +63,12 @@ class Server(paramiko.ServerInterface):
             reader.start()
         for reader in readers:
             reader.join()
-        channel.send_exit_status(process.wait())
-        channel.shutdown_write()
-        channel.close()
+        code = process.wait()
+        # Whoever asked may be gone.
+        with suppress(OSError, EOFError):
+            channel.send_exit_status(code)
+            channel.shutdown_write()
+            channel.close()
 
 
 ROOT = "/proc/self/cwd/srv"

@@ -106,6 +106,7 @@ def deploy(ask: Ask, out: Report) -> int:
         session.inspect(source.spec.shared_files)
         session.require_fit()
         show_plan(session)
+        _warn_of_deleted(session, out)
         _show_pace(session.hosts, pace, source, out)
         if ask.dry_run:
             return _dry_run(session, found, building, pace, ask, out)
@@ -168,6 +169,15 @@ def _meanwhile(action: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def _warn_of_deleted(session: Session, out: Report) -> None:
+    for name, state in session.states.items():
+        if state.current and state.current_release is None:
+            out.bad(
+                f"current is {state.current}, which was deleted: if this deploy fails there is no way back",
+                name,
+            )
 
 
 def _show_pace(hosts: tuple[Host, ...], pace: Pace, source: build.Source, out: Report) -> None:
