@@ -364,7 +364,10 @@ class Rollout:
                 return
             raise
         workers = sum(queue.processes for queue in host.queues)
-        text = f"verified: {count(workers, 'worker')} from {new}"
+        running = ([count(workers, "worker")] if workers else []) + ["pages"] * host.web
+        text = (
+            f"verified: {' and '.join(running)} from {new}" if running else f"is on {new}; nothing runs here"
+        )
         if ear.pings:
             slowest = max((float(one.get("seconds") or 0) for one in ear.pings), default=0.0)
             text += f", {count(len(ear.pings), 'queue')} answered within {slowest:.1f} s"

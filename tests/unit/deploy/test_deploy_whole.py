@@ -3,6 +3,7 @@
 The hosts have no workers: how those are switched is in test_rollout.py, and real ones are in faults/deploy.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -17,8 +18,10 @@ from kestrel_stack.deploy.commands import Ask, AskPace, AskRollback
 from kestrel_stack.deploy.errors import DONE, FAILED, REFUSED, DeployError
 from kestrel_stack.deploy.report import Report
 from support.deploy import GitApp, wait_for
+from support.slow_line import SlowLine
 from support.ssh_server import ROOT, Machine
 
+deploy = importlib.import_module("kestrel_stack.deploy.commands.deploy")  # the package's name is the function
 NAMES = ("h1", "h2", "h3")
 HOOKS = """
 hooks:
@@ -253,6 +256,30 @@ def test_ctrl_c_in_a_hook_puts_everything_back(lab, first):
     assert error.startswith("stopped. Every host is as before")
     assert [lab.releases(name) for name in NAMES] == [[first]] * 3
     lab.assert_clean()
+
+
+def test_a_deploy_costs_one_connection_three_channels_and_few_round_trips(lab, first, monkeypatch):
+    sessions = []
+
+    class Session(deploy.Session):
+        def __exit__(self, *error):
+            sessions.append(self)
+            super().__exit__(*error)
+
+    monkeypatch.setattr(deploy, "Session", Session)
+    lines = {name: SlowLine(("127.0.0.1", machine.port), 0.05) for name, machine in lab.machines.items()}
+    hosts = tuple(machine.host(name, port=lines[name].port) for name, machine in lab.machines.items())
+    lab.environment = Environment("lab", "srv", "shop", hosts)
+    assert lab.deploy(pace=AskPace(batch="100%")) == (DONE, "")
+    assert lab.one() > first
+    for name, line in lines.items():
+        statistics = sessions[0].remotes[name].statistics
+        # Hold, prepare with the upload, switch; the first host migrates as well.
+        assert (statistics.connections, statistics.channels) == (1, 4 if name == "h1" else 3)
+        assert len(line.connections) == 1
+        # Greeting, keys, log-in with the channels; hold, lock, prepare, switch, finish; closing words.
+        assert line.connections[0].round_trips <= (14 if name == "h1" else 12)
+        line.close()
 
 
 def test_a_refusal_to_confirm_changes_nothing(lab, monkeypatch):
