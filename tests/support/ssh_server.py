@@ -92,7 +92,8 @@ class Machine:
         self.lines = []
         self.closed = threading.Event()
         self.silent = threading.Event()
-        threading.Thread(target=self.accept, daemon=True).start()
+        self.accepting = threading.Thread(target=self.accept, daemon=True)
+        self.accepting.start()
 
     def accept(self):
         while True:
@@ -109,26 +110,29 @@ class Machine:
                 continue
             self.lines.append(outside)
             inside, ours = socket.socketpair()
+            done = threading.Lock()
             for one, other in ((outside, ours), (ours, outside)):
-                threading.Thread(target=self.carry, args=(one, other), daemon=True).start()
+                threading.Thread(target=self.carry, args=(one, other, done), daemon=True).start()
             transport = paramiko.Transport(inside)
             transport.add_server_key(self.key)
             self.transports.append(transport)
             with suppress(paramiko.SSHException, EOFError):
                 transport.start_server(threading.Event(), server=Server(self.user_key, self.folder))
 
-    def carry(self, one, other):
-        with suppress(OSError), one, other:
-            try:
-                while data := one.recv(65536):
-                    if self.silent.is_set():
-                        self.closed.wait()
-                    other.sendall(data)
-            finally:
-                # Closing alone would not wake who waits on the other side.
-                for end in (one, other):
-                    with suppress(OSError):
-                        end.shutdown(socket.SHUT_RDWR)
+    def carry(self, one, other, done):
+        with suppress(OSError):
+            while data := one.recv(65536):
+                if self.silent.is_set():
+                    self.closed.wait()
+                other.sendall(data)
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        # Closed by the second of the two threads: what the first still used would by then be somebody else's.
+        if done.acquire(blocking=False):
+            return
+        one.close()
+        other.close()
 
     def cut(self):
         """Break the line, as a machine that loses its network card would."""
@@ -170,6 +174,9 @@ class Machine:
         return ssh.Remote(host, cancel or threading.Event())
 
     def close(self):
+        # Closing alone would not wake who waits in accept().
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.accepting.join()
         self.listener.close()
         self.closed.set()
         self.cut()
