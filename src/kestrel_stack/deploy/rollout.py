@@ -27,7 +27,7 @@ from .session import Session, hearing, timestamp, who
 from .ssh import on_all
 
 BEFORE = "as before"
-AFTER = "switched, every worker verified"
+AFTER = "switched and verified"
 BROKEN = "NOT as before: its workers do not all run"
 STUCK = "NOT as before: it stays on the new release"
 FOREIGN = "NOT as before: somebody else has switched it meanwhile"
@@ -430,7 +430,8 @@ class Rollout:
                 host,
                 script,
                 "switch",
-                timeout=2 * limit if going_back else limit,
+                # There and, when it fails late, back.
+                timeout=2 * limit,
                 on_line=ear.hear,
                 cancellable=not going_back,
                 stop_patience=2 * limit,

@@ -88,6 +88,21 @@ def test_uncommitted_changes_are_named_and_can_be_left_out(app, inventory):
     refused(fab("deploy", f"--env={inventory}", f"--app={app.path}", "--allow-dirty"), "does not answer")
 
 
+@pytest.mark.parametrize("command", ["deploy", "rollback"])
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--batch=0", ["--batch is '0'", "25%"]),
+        ("--batch=101%", ["--batch is '101%'"]),
+        ("--canary=-1", ["--canary is '-1'", "whole number from 0"]),
+        ("--canary=one", ["--canary is 'one'"]),
+        ("--soak=1m", ["--soak is '1m'", "whole number from 0 to 86400"]),
+    ],
+)
+def test_a_pace_that_makes_no_sense_is_refused_before_anything_is_read(command, flag, words):
+    refused(fab(command, "--env=labb", flag), *words)
+
+
 def test_an_unknown_key_in_deploy_yml_is_named_with_the_nearest(app, inventory):
     app.write("deploy.yml", "keeep: 5\n")
     app.commit()
