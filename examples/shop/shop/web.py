@@ -6,19 +6,20 @@ queues are asked for by the page itself, so that it is there at once also while 
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from kestrel_stack.queue import Producer, Queue, QueueError, settings
 from kestrel_stack.static import asset_url
-from shop import ledger
+from shop import history, ledger
 
 TENANT = "acme"
 TIMEOUT = 2.0
@@ -68,6 +69,12 @@ def front(environ: dict[str, Any]) -> Answer:
         release=html.escape(release()),
         message=_message(asked),
         queues="".join(_queue_row(queue) for queue in settings.load().queues),
+        enqueued=_table(
+            "enqueued",
+            ("at", "queue", "jobs", "how"),
+            [(row["at"], row["queue"], row["jobs"], row["result"]) for row in history.recent()],
+            "Nothing yet.",
+        ),
         results=_results(),
     )
     return "200 OK", [("Content-Type", HTML)], text
@@ -94,8 +101,14 @@ def enqueue(environ: dict[str, Any]) -> Answer:
                 done += 1
     except QueueError as error:
         said = {"failed": str(error), "done": done}
+        result = str(error)
     else:
-        said = {"done": done, "queue": queue, "ms": f"{(time.monotonic() - began) * 1000:.1f}"}
+        milliseconds = f"{(time.monotonic() - began) * 1000:.1f}"
+        said = {"done": done, "queue": queue, "ms": milliseconds}
+        result = f"in {milliseconds} ms"
+    # What is shown only is no reason to fail.
+    with contextlib.suppress(OSError):
+        history.note(queue, done, result)
     # The page after a post is got anew, so that reloading it enqueues nothing.
     return "303 See Other", [("Location", f"/?{urlencode(said)}"), ("Content-Type", HTML)], ""
 
@@ -167,17 +180,19 @@ def _results() -> str:
         rows = ledger.recent()
     except (OSError, sqlite3.Error):
         rows = []
+    nothing = "Nothing: the workers are on other hosts, and each keeps its own ledger."
+    return _table("results", ("done at", "job", "tenant", "by release"), rows, nothing)
+
+
+def _table(name: str, head: Sequence[str], rows: Sequence[Sequence[object]], nothing: str) -> str:
     if not rows:
-        return '<p class="hint">None: the workers are on other hosts, and each keeps its own ledger.</p>'
+        return f'<p class="hint">{nothing}</p>'
+    titles = "".join(f"<th>{title}</th>" for title in head)
     cells = "".join(
-        f"<tr><td>{html.escape(at)}</td><td>{html.escape(job)}</td><td>{html.escape(tenant)}</td>"
-        f"<td>{html.escape(release or '–')}</td></tr>\n"
-        for at, job, tenant, release in rows
+        "<tr>" + "".join(f"<td>{html.escape(str(cell or '–'))}</td>" for cell in row) + "</tr>\n"
+        for row in rows
     )
-    return (
-        '<table class="results"><thead><tr><th>done at</th><th>job</th><th>tenant</th><th>by release</th>'
-        f"</tr></thead><tbody>\n{cells}</tbody></table>"
-    )
+    return f'<table class="{name}"><thead><tr>{titles}</tr></thead><tbody>\n{cells}</tbody></table>'
 
 
 FORM = (
@@ -204,13 +219,15 @@ PAGE = """<!doctype html>
 <main>
 {message}
 <h2>Queues</h2>
-<p id="queues-error" class="message bad" hidden></p>
+<p id="queues-error"></p>
 <table class="queues">
 <thead><tr><th>queue</th><th>ready</th><th>in work</th><th>delayed</th><th>parked</th><th>enqueue</th></tr>
 </thead>
 <tbody>
 {queues}</tbody>
 </table>
+<h2>Enqueued on this host</h2>
+{enqueued}
 <h2>Done on this host</h2>
 {results}
 </main>

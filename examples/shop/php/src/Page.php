@@ -60,6 +60,7 @@ final class Page
 
     private static function front(): void
     {
+        $enqueued = History::recent();
         $results = self::results();
         $queues = array_keys(Settings::load()->queues);
         $forms = self::FORMS;
@@ -91,10 +92,14 @@ final class Page
             for (; $done < $count; $done++) {
                 $producer->enqueue($job, $data, $queue);
             }
-            $said = ['done' => $done, 'queue' => $queue, 'ms' => sprintf('%.1f', (hrtime(true) - $began) / 1e6)];
+            $milliseconds = sprintf('%.1f', (hrtime(true) - $began) / 1e6);
+            $said = ['done' => $done, 'queue' => $queue, 'ms' => $milliseconds];
+            $result = "in $milliseconds ms";
         } catch (QueueError $error) {
             $said = ['failed' => $error->getMessage(), 'done' => $done];
+            $result = $error->getMessage();
         }
+        History::note($queue, $done, $result);
         // The page after a post is got anew, so that reloading it enqueues nothing.
         header('Location: /?' . http_build_query($said), true, 303);
     }

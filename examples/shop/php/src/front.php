@@ -4,7 +4,16 @@
 
 declare(strict_types=1);
 
-/** @var callable $text @var callable $asset @var list<string> $queues @var array $forms @var int $most @var ?array $message @var list<array> $results */
+/**
+ * @var callable $text escapes for HTML
+ * @var callable $asset gives the URL of a static file
+ * @var list<string> $queues
+ * @var array<string, array{string, array<string, mixed>}> $forms
+ * @var int $most
+ * @var array{string, string}|null $message
+ * @var list<array<string, mixed>> $enqueued
+ * @var list<array<string, ?string>> $results
+ */
 ?>
 <!doctype html>
 <html lang="en">
@@ -27,7 +36,7 @@ declare(strict_types=1);
 <p class="message <?= $message[0] ?>"><?= $text($message[1]) ?></p>
 <?php endif ?>
 <h2>Queues</h2>
-<p id="queues-error" class="message bad" hidden></p>
+<p id="queues-error"></p>
 <table class="queues">
 <thead><tr><th>queue</th><th>ready</th><th>in work</th><th>delayed</th><th>parked</th><th>enqueue</th></tr></thead>
 <tbody>
@@ -44,9 +53,20 @@ type="submit"><?= $text($forms[$queue][0]) ?></button></form>
 <?php endforeach ?>
 </tbody>
 </table>
+<h2>Enqueued on this host</h2>
+<?php if ($enqueued === []): ?>
+<p class="hint">Nothing yet.</p>
+<?php else: ?>
+<table class="enqueued"><thead><tr><th>at</th><th>queue</th><th>jobs</th><th>how</th></tr></thead><tbody>
+<?php foreach ($enqueued as $row): ?>
+<tr><td><?= $text($row['at']) ?></td><td><?= $text($row['queue']) ?></td><td><?= $row['jobs'] ?></td><td><?=
+    $text($row['result']) ?></td></tr>
+<?php endforeach ?>
+</tbody></table>
+<?php endif ?>
 <h2>Done on this host</h2>
 <?php if ($results === []): ?>
-<p class="hint">None: the workers are on other hosts, and each keeps its own ledger.</p>
+<p class="hint">Nothing: the workers are on other hosts, and each keeps its own ledger.</p>
 <?php else: ?>
 <table class="results"><thead><tr><th>done at</th><th>job</th><th>tenant</th><th>by release</th></tr></thead><tbody>
 <?php foreach ($results as $row): ?>
