@@ -142,3 +142,21 @@ def test_a_refused_sudo_is_told_from_a_failing_helper(tree):
     _, lines, _ = tree.run(scripts.inspect(str(tree.srv), tree.groups, helper=str(tree.helper)))
     found = plan.problems(hoststate.parse_inspection("h", lines), "deploy", needs_workers=True)
     assert [text for text in found if "by sudo: run ansible-playbook site.yml first" in text]
+
+
+def test_a_helper_that_does_not_answer_is_named_and_does_not_keep_the_rest(tree):
+    held = tree.mark("slow-status-shop_b")
+    script = scripts.inspect(str(tree.srv), tree.groups, helper=str(tree.helper)).replace("-t 20", "-t 1")
+    _, lines, _ = tree.run(script)
+    held.unlink()
+    found = hoststate.parse_inspection("h", lines)
+    assert [group.error for group in found.groups] == [
+        None,
+        "no answer within 20 s: does supervisord hang (systemctl restart supervisor)?",
+    ]
+    assert found.facts["disk_kb"]
+
+
+def test_a_host_without_workers_and_pages_is_not_waited_for(tree):
+    script = scripts.inspect(str(tree.srv), (), helper=str(tree.helper)).replace("-t 20", "-t 1000")
+    assert hoststate.parse_inspection("h", tree.run(script)[1]).groups == ()
