@@ -64,8 +64,6 @@ class Release:
     venv: str = ""
     created_at: str = ""
     by: str = ""
-    archive: str = ""
-    """sha256 of the application's archive it was made from."""
     manifest: str = ""
     """sha256 of the list of its files; empty for a release of an older version."""
     ping: bool = False
@@ -172,7 +170,7 @@ def _lock_line(text: str) -> Mapping[str, Any]:
 
 
 def _release(name: str, flags: str, about: Mapping[str, Any]) -> Release:
-    texts = ("rev", "ref", "venv", "created_at", "by", "archive", "manifest")
+    texts = ("rev", "ref", "venv", "created_at", "by", "manifest")
     hooks = about.get("hooks")
     return Release(
         name,
