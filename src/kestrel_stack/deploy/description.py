@@ -7,16 +7,14 @@ value with ``{{`` in it would be taken by its letters. Such a value is refused b
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import Refused
+from .listing import list_inventory
 
 ROOT = Path(__file__).resolve().parents[3]
 """The checkout: where fabfile.py, ansible/ and templates/ are."""
@@ -106,7 +104,7 @@ def load_environment(env: str, limit: str | None = None, *, root: Path = ROOT) -
     Raises Refused with one line that names the thing and the fix.
     """
     path = find_inventory(env, root)
-    return parse_environment(env, path, _ansible_inventory(path, root), limit)
+    return parse_environment(env, path, list_inventory(path, root, _needed), limit)
 
 
 def find_inventory(env: str, root: Path = ROOT) -> Path:
@@ -131,34 +129,20 @@ def find_inventory(env: str, root: Path = ROOT) -> Path:
     )
 
 
-def _ansible_inventory(path: Path, root: Path) -> dict[str, Any]:
-    # The program beside this Python, so that `.venv/bin/fab` works without an activated environment.
-    program = Path(sys.executable).with_name("ansible-inventory")
-    command = [str(program) if program.exists() else "ansible-inventory", "-i", str(path), "--list"]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            cwd=root,
-            stdin=subprocess.DEVNULL,
-            timeout=120,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise Refused(
-            "ansible-inventory is not installed beside fab: install requirements/controller.txt"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise Refused(f"ansible-inventory -i {path} did not end within 120 s") from None
-    said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
-    # A file that cannot be parsed is only a warning to ansible-inventory, which then prints an empty
-    # inventory.
-    broken = re.search(r"(?:Failed to parse|Unable to parse|failed to parse)[^.]*(?:\.[^.]*)?", said)
-    if done.returncode != 0 or broken:
-        reason = broken.group(0) if broken else said or f"exit code {done.returncode}"
-        raise Refused(f"ansible-inventory cannot read {path}: {reason[:500]}")
-    return json.loads(done.stdout)
+def _needed(listing: dict[str, Any]) -> dict[str, Any]:
+    """Leave of ``ansible-inventory --list`` what is read here."""
+    hostvars = listing.get("_meta", {}).get("hostvars", {})
+    keys = (*_READ, *_READ_PER_HOST)
+    kept = {
+        name: {key: variables[key] for key in keys if key in variables}
+        for name, variables in hostvars.items()
+    }
+    groups = {
+        name: {key: group[key] for key in ("hosts", "children") if key in group}
+        for name, group in listing.items()
+        if name != "_meta"
+    }
+    return {**groups, "_meta": {"hostvars": kept}}
 
 
 def parse_environment(

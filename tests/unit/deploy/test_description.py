@@ -176,7 +176,7 @@ def test_an_environment_may_be_a_path(tmp_path):
 
 def test_the_example_inventory_can_be_deployed_to_as_it_stands():
     environment = description.load_environment("example")
-    assert all(host.queues and host.user for host in environment.hosts)
+    assert all((host.queues or host.web) and host.user for host in environment.hosts)
 
 
 @pytest.mark.parametrize(("name", "fix"), [("lab", "run bin/up"), ("single", "hosts up --inventory")])
