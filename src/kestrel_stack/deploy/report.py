@@ -103,10 +103,22 @@ class Report:
             with _whoever_listens():
                 self.lines(_plain_table([columns, *rows]))
             return
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-        for column in columns:
-            table.add_column(column, overflow="fold", no_wrap=column in ("host", "release"))
-        for row in rows:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        whole = list(rows)
+        longest = [
+            max(len(word) for row in [columns, *whole] for word in ("", *str(row[index]).split()))
+            for index in range(len(columns))
+        ]
+        # A name that is folded cannot be copied; but a cell that has no room is worse.
+        roomy = sum(longest) + 2 * len(columns) <= self.console.width
+        for column, length in zip(columns, longest, strict=True):
+            table.add_column(
+                column,
+                overflow="fold",
+                no_wrap=column in ("host", "release"),
+                min_width=length if roomy else None,
+            )
+        for row in whole:
             table.add_row(*row)
         with self._lock, _whoever_listens():
             self.console.print(table)
@@ -252,10 +264,10 @@ def _rounded(seconds: int) -> str:
     return f"{seconds} s"
 
 
-def workers_text(state: HostState) -> str:
+def workers_text(state: HostState, between: str = ", ") -> str:
     """Say how the workers of a host stand: ``shop_mail 2/2, …``; a group that is not well says why."""
     groups = [group for group in state.groups if group is not state.web]
-    return ", ".join(f"{group.name} {_group_text(group, state.current)}" for group in groups) or "none"
+    return between.join(f"{group.name} {_group_text(group, state.current)}" for group in groups) or "none"
 
 
 def web_text(state: HostState) -> str:
@@ -271,18 +283,18 @@ def _group_text(group: Group, current: str) -> str:
     return text + (f" (from {', '.join(sorted(old))})" if old else "")
 
 
-STATUS_COLUMNS = ("host", "release", "ref", "age", "workers", "web", "deploy lock")
+STATUS_COLUMNS = ("host", "release", "ref", "age", "workers", "web", "lock")
 
 
-def status_row(state: HostState, now: datetime) -> list[str | Text]:
-    """One host's row of `fab status`."""
+def status_row(state: HostState, now: datetime, between: str = ", ") -> list[str | Text]:
+    """One host's row of `fab status`; ``between`` stands between the groups of workers."""
     release = state.current_release
     return [
         state.host,
         state.current or "none yet: run fab deploy",
         release.ref if release else "",
         age(release.created_at, now) if release else "",
-        Text(workers_text(state), style="green" if _is_well(state) else "red"),
+        Text(workers_text(state, between), style="green" if _is_well(state) else "red"),
         Text(web_text(state), style="green" if _is_well(state) else "red"),
         lock_text(state),
     ]

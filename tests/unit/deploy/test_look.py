@@ -242,6 +242,16 @@ def test_status_shows_hosts_queues_and_the_last_deploy(machines, broker, out):
     assert re.search(rf"^Last: deploy of {NEW} \(main\) by ann@laptop, .* ago: ok$", text, re.MULTILINE)
 
 
+def test_on_a_narrow_terminal_no_name_is_folded(machines):
+    for machine in machines.values():
+        deployed(machine)
+    terminal = Report(Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None))
+    assert commands.status("lab", None, False, terminal) == DONE
+    text = said(terminal)
+    assert [text.count(f"{group} 1/1") for group in GROUPS] == [2, 2]
+    assert text.count(NEW) == 2
+
+
 def test_status_as_json_has_it_all(machines, out):
     deployed(machines["worker1"])
     noted(machines["worker1"], result="failed", reason="boom")
@@ -389,7 +399,7 @@ def checked(app: GitApp, out: Report) -> str:
 def test_a_good_host_is_ready(machines, app, out):
     assert commands.check("lab", str(app.path), None, out) == DONE
     assert said(out).count("ready: Python 3.") == 2
-    assert said(out).count("1 queue server answer") == 2
+    assert said(out).count("1 queue server answers") == 2
     assert "2 hosts of lab can be deployed to" in said(out)
 
 

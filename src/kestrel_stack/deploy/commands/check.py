@@ -103,6 +103,7 @@ def problems_of(app: str, host: Host, survey: Survey) -> list[str]:
 def _well(survey: Survey) -> str:
     state = survey.state
     free = int(state.facts.get("disk_kb", "0")) // 1024
-    words = [f"{state.target}", f"{free} MB free", f"{count(survey.servers, 'queue server')} answer"]
+    answer = "answers" if survey.servers == 1 else "answer"
+    words = [f"{state.target}", f"{free} MB free", f"{count(survey.servers, 'queue server')} {answer}"]
     words.append(f"runs {state.current}" if state.current else "no release yet")
     return "ready: " + ", ".join(words)

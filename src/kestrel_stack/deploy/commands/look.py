@@ -114,8 +114,10 @@ def _show(
     session: Session, surveys: dict[str, Survey], errors: dict[str, BaseException], out: Report
 ) -> None:
     now = datetime.now(UTC)
+    # A terminal has height to spare, and no width.
+    between = "\n" if out.console.is_terminal else ", "
     rows = [
-        report.status_row(surveys[host.name].state, now)
+        report.status_row(surveys[host.name].state, now, between)
         if host.name in surveys
         else [host.name, "does not answer", "", "", "", "", ""]
         for host in session.hosts
