@@ -204,6 +204,7 @@ from pathlib import Path
 base = Path(os.environ["TREE"])
 words = sys.argv[1:]
 assert words[:3] == ["-P", "-m", "kestrel_stack.queue.jobs"], words
+assert words[words.index("--config") + 1] == "/etc/kestrel-stack/srv.json", words
 if words[3] == "count":
     count = base / "count"
     print(count.read_text() if count.exists() else '{"queues": {}, "failed_servers": []}')
