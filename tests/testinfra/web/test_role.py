@@ -358,7 +358,7 @@ def test_no_request_is_lost_and_none_sees_two_releases_while_releases_and_config
 
 def test_a_new_configuration_of_nginx_refuses_nobody(site, root):
     site.deploy(RELEASES[0])
-    # A connection that rests is closed by nginx when it reloads; on such a one a browser asks again by itself.
+    # A connection that rests is closed when nginx reloads; on such a one a browser asks again by itself.
     visitors = Visitors(site, 4, "new")
     try:
         for _ in range(3):
