@@ -420,6 +420,12 @@ def test_every_problem_is_named_with_its_fix(machines, app, out):
         assert problem in text
 
 
+def test_what_this_machine_lacks_is_a_problem_too(machines, app, out, monkeypatch, tmp_path):
+    app.write("deploy.yml", "assets: {folders: [public], cdn: {rsync: 'cdn.example.com:/srv/static/'}}\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "rsync is not installed on this machine: apt install rsync" in checked(app, out)
+
+
 def test_a_queue_server_that_a_host_does_not_reach_is_a_problem(machines, app, out):
     gone = nobody_listens()
     machines["worker1"].serve([gone])

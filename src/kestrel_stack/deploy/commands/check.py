@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import after, description, plan
+from .. import after, assets, description, plan
 from ..appspec import AppSpec, parse_app_spec
 from ..description import ROOT, Host
 from ..errors import DONE, Refused
@@ -26,10 +26,10 @@ def check(env: str, app: str, limit: str | None, out: Report) -> int:
     spec = _read_spec(app)
     with Session(environment, out) as session, interruptible():
         surveys, errors = ask_everywhere(session, lambda host: survey_of(session, host, spec.shared_files))
-        found = 0
-        for problem in after.problems(spec.after):
+        ours = _problems_here(spec)
+        for problem in ours:
             out.bad(problem)
-            found += 1
+        found = len(ours)
         for host in session.hosts:
             if host.name in errors:
                 problems = [str(errors[host.name]).removeprefix(f"{host.name}: ")]
@@ -48,6 +48,16 @@ def check(env: str, app: str, limit: str | None, out: Report) -> int:
             )
         out.good(f"{count(len(session.hosts), 'host')} of {environment.name} can be deployed to")
     return DONE
+
+
+def _problems_here(spec: AppSpec) -> list[str]:
+    """Say what this machine lacks, each with its fix."""
+    found = after.problems(spec.after)
+    try:
+        assets.require_tools(spec.assets)
+    except Refused as refused:
+        found.append(str(refused))
+    return found
 
 
 def _read_spec(app: str) -> AppSpec:
