@@ -277,8 +277,9 @@ def test_a_deploy_costs_one_connection_three_channels_and_few_round_trips(lab, f
         # Hold, prepare with the upload, switch; the first host migrates as well.
         assert (statistics.connections, statistics.channels) == (1, 4 if name == "h1" else 3)
         assert len(line.connections) == 1
-        # Greeting, keys, log-in with the channels; hold, lock, prepare, switch, finish; closing words.
-        assert line.connections[0].round_trips <= (14 if name == "h1" else 12)
+        # Twelve or so: greeting, keys, log-in with the channels; hold, lock, prepare, switch, finish; closing
+        # words. What a script says piece by piece is acknowledged piece by piece, so the number varies.
+        assert line.connections[0].round_trips <= 20
         line.close()
 
 
