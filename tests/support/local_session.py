@@ -11,7 +11,7 @@ from typing import Any
 
 from kestrel_stack.deploy import hoststate, scripts
 from kestrel_stack.deploy.description import Host, Queue
-from kestrel_stack.deploy.errors import Cancelled, HostError
+from kestrel_stack.deploy.errors import Cancelled, HostError, Refused
 from kestrel_stack.deploy.session import together
 from kestrel_stack.deploy.ssh import Result, on_all
 from support.deploy import NEW, OLD, Tree
@@ -36,6 +36,9 @@ class LocalSession:
         self.details: dict[str, dict[str, Any]] = {}
         self.ran: list[tuple[str, str]] = []
         self.away: set[str] = set()
+        """Hosts whose connection breaks."""
+        self.refusing: set[str] = set()
+        """Hosts to which no connection comes up."""
         self.lost_locks: dict[str, Exception] = {}
         self._cut: dict[str, threading.Event] = {name: threading.Event() for name in names}
 
@@ -92,6 +95,8 @@ class LocalSession:
         if cancellable and self.cancel.is_set():
             raise Cancelled("stopped")
         self.ran.append((host.name, what))
+        if host.name in self.refusing:
+            raise Refused(f"{host.name} does not answer at 192.0.2.1 port 22")
         if host.name in self.away:
             raise HostError(host.name, f"{what}: the connection was lost (gone)", lost=True)
         tree = self.trees[host.name]

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import build, hoststate, plan, scripts, soak
 from .description import Host
-from .errors import CHANGED, FAILED, Cancelled, DeployError, HostError, Locked
+from .errors import CHANGED, FAILED, Cancelled, DeployError, HostError, Locked, Refused
 from .hoststate import HostState
 from .plan import Batch, Pace
 from .report import Report, count
@@ -359,7 +359,7 @@ class Rollout:
         except BaseException as error:  # a defect of ours, too, must not leave a host half-way
             if self.stand[host.name] == UNKNOWN:
                 self._go_back(host, new, old, error)
-            elif self.stand[host.name] == AFTER and getattr(error, "lost", False):
+            elif self.stand[host.name] == AFTER and _gone(error):
                 # All was said before the connection broke.
                 return
             raise
@@ -457,7 +457,12 @@ class Rollout:
         """See that a host is still on the release, with every worker. Raises HostError."""
         deadline = time.monotonic() + SAME_SECONDS
         while True:
-            state = self.session.look(host)
+            try:
+                state = self.session.look(host)
+            except DeployError as error:
+                if not _gone(error) or time.monotonic() > deadline or self.session.cancel.wait(1):
+                    raise
+                continue
             verdict = plan.judge(state.groups, release, 0)
             if state.current == release and verdict.ok:
                 return
@@ -601,9 +606,9 @@ class Rollout:
                 error, certain = again, False
                 text = str(again).removeprefix(f"{host.name}: ")
                 self.out.bad(f"could not go back: {text}", host.name)
-                if not getattr(again, "lost", False):
+                if not _gone(again):
                     break
-        if self.stand[host.name] == UNKNOWN and not getattr(error, "lost", False):
+        if self.stand[host.name] == UNKNOWN and not _gone(error):
             self.stand[host.name] = BROKEN
 
     def _look_again(self, host: Host, settle: int) -> HostState | None:
@@ -617,6 +622,11 @@ class Rollout:
                     self.out.bad(f"does not answer any more: {error}", host.name)
                     return None
                 time.sleep(1)
+
+
+def _gone(error: BaseException) -> bool:
+    """Whether the host could not be reached: the connection broke, or none came up again."""
+    return isinstance(error, Refused) or bool(getattr(error, "lost", False))
 
 
 _STEPS = {

@@ -362,13 +362,14 @@ def test_a_host_that_does_not_come_back_is_named_and_the_others_go_back(session,
     wait_for(lambda: tree.current == OLD and tree.workers == {"shop_a": OLD, "shop_b": OLD})
 
 
-def test_a_host_that_is_away_when_it_should_go_back_is_named(session, monkeypatch):
+@pytest.mark.parametrize("how", ["away", "refusing"])
+def test_a_host_that_is_away_when_it_should_go_back_is_named(session, monkeypatch, how):
     monkeypatch.setattr(module, "RECONNECT_SECONDS", 0)
     session.trees["h3"].mark("fail-ping")
 
     def leave():
         wait_for(lambda: session.trees["h2"].current == NEW)
-        session.away.add("h1")
+        getattr(session, how).add("h1")
 
     rolled = Rolled(session, during=leave)
     assert rolled.error.code == CHANGED
@@ -388,6 +389,17 @@ def test_a_connection_that_is_lost_on_the_way_back_does_not_end_it(session):
 
     rolled = Rolled(session, during=cut)
     rolled.is_as_before()
+
+
+def test_a_host_that_is_away_for_a_moment_at_the_end_is_asked_again(session):
+    def leave():
+        wait_for(lambda: session.trees["h3"].current == NEW)
+        session.refusing.add("h1")
+        wait_for(lambda: ("h1", "plan") in session.ran)
+        session.refusing.clear()
+
+    session.ran.clear()
+    assert Rolled(session, during=leave).error is None
 
 
 # --- Ctrl-C ----------------------------------------------------------------------------------------------
