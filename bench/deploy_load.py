@@ -120,9 +120,10 @@ def _since(began: float, note: Note) -> Note:
 def _events(run: Fab, began: float) -> list[Event]:
     found = []
     for at, line in zip(run.times, run.lines, strict=True):
-        host = next((name for name in THREE if name in line.split(None, 2)[:2]), None)
-        if host:
-            found.append(Event(at - began, host, line.split(host, 1)[1].strip(" :|")))
+        # 12.3 s  worker1  drained shop_mail
+        words = line.split(None, 3)
+        if len(words) == 4 and words[1] == "s" and words[2] in THREE:
+            found.append(Event(at - began, words[2], words[3]))
     return found
 
 
@@ -174,12 +175,25 @@ SHORTEST, LONGEST = 0.001, 10.0
 
 
 def spans(found: Found) -> list[tuple[str, float, float]]:
-    """Return for each host from when to when it was worked on: from the first drain to the last check."""
-    touched: dict[str, list[float]] = {}
+    """Return when which host was worked on: from its workers' end to the last look at the new ones."""
+    done: list[tuple[str, float, float]] = []
+    open_since: dict[str, tuple[float, float]] = {}
     for event in found.events:
-        if event.text.startswith(("drain", "switched", "started", "verified", "back", "goes back")):
-            touched.setdefault(event.host, []).append(event.at)
-    return [(host, min(times), max(times)) for host, times in touched.items()]
+        if event.text.startswith("drained"):
+            since, _ = open_since.get(event.host, (event.at, event.at))
+            open_since[event.host] = (since, event.at)
+        elif event.host in open_since and event.text.startswith(("switched", "started", "back on")):
+            open_since[event.host] = (open_since[event.host][0], event.at)
+        elif event.host in open_since and event.text.startswith(("verified", "goes back")):
+            done.append((event.host, open_since.pop(event.host)[0], event.at))
+    return done + [(host, since, until) for host, (since, until) in open_since.items()]
+
+
+def watched(found: Found) -> tuple[float, float] | None:
+    """Return when the canary was watched; None: it was not."""
+    began = next((event.at for event in found.events if event.text.startswith("watching")), None)
+    ended = next((event.at for event in found.events if event.text.startswith("soak:")), None)
+    return (began, ended) if began is not None and ended is not None else None
 
 
 def draw(found: Found, file: Path) -> None:
@@ -205,6 +219,9 @@ def draw(found: Found, file: Path) -> None:
             sheet.box(x(begin), top, x(end), bottom, SHADE)
     for host, begin, end in spans(found):
         sheet.text((x(begin) + x(end)) / 2, UPPER[1] + 6, host, 13, SENT, "ma")
+    canary = watched(found)
+    if canary and x(canary[1]) - x(canary[0]) > 100:
+        sheet.text((x(canary[0]) + x(canary[1])) / 2, UPPER[1] + 6, "canary watched", 13, DIM, "ma")
     _throughput(sheet, found, x)
     _waits(sheet, found, x)
     for event in found.events:

@@ -15,15 +15,20 @@ from support.deploy import make_wheel
 pytestmark = pytest.mark.docker
 
 
-# Workers that run keep the folders open that they are in, which the mount hides.
+# What the workers write goes where it went: only the releases are on the small disk.
 SMALL_DISK = (
     "rm -rf /srv/aside && cp -a /srv/shop /srv/aside"
+    " && mkdir /srv/shared && mount --bind /srv/shop/shared /srv/shared"
     " && mount -t tmpfs -o size={megabytes}m,mode=2755 tmpfs /srv/shop && chown deploy:shop /srv/shop"
-    " && cd /srv/aside && cp -a releases shared current /srv/shop/"
+    " && mkdir /srv/shop/shared && mount --bind /srv/shared /srv/shop/shared"
+    " && cd /srv/aside && cp -a releases current /srv/shop/"
 )
 WITH_VENVS = " && cp -a venvs /srv/shop/"
 WITHOUT_VENVS = " && mkdir /srv/shop/venvs && chown deploy:shop /srv/shop/venvs"
-NORMAL_DISK = "umount -l /srv/shop && rm -rf /srv/aside"
+NORMAL_DISK = (
+    "umount /srv/shop/shared && umount -l /srv/shop && umount /srv/shared && rmdir /srv/shared"
+    " && rm -rf /srv/aside"
+)
 
 
 def changed_inventory(lab, folder, change, host="worker2"):
