@@ -102,7 +102,7 @@ class Statistics:
 
 
 class Remote:
-    """One connection to one host, opened at first use and again when it was lost.
+    """One connection to one host, opened at first use and again when it was lost. Threads may share it.
 
     ``channels``: how many scripts are going to run. Their channels are opened together with the connection,
     so that no script waits for its own; those beyond are opened when they are needed.
@@ -282,13 +282,16 @@ class Remote:
 
     def _start(self, script: str) -> paramiko.Channel:
         """Run a script on a channel, without waiting to hear that it was begun."""
-        transport = self._connection.transport
+        connection = self._connection
+        if connection is None:
+            raise EOFError("it was closed meanwhile")
         channel = None
         while channel is None and self._ahead:
-            with suppress(paramiko.SSHException, FutureTimeout):
-                channel = self._ahead.popleft().result(CONNECT_TIMEOUT)
+            with suppress(paramiko.SSHException, FutureTimeout, IndexError):
+                ahead = self._ahead.popleft().result(CONNECT_TIMEOUT)
+                channel = None if ahead.closed else ahead
         if channel is None:
-            channel = transport.open_session(timeout=CONNECT_TIMEOUT)
+            channel = connection.transport.open_session(timeout=CONNECT_TIMEOUT)
             self.statistics.channels += 1
         if getattr(channel, "waits_for_a_script", False):
             data = script.encode()
@@ -595,6 +598,9 @@ class Talk:
         with self._changed:
             if line.startswith("@ ready "):
                 self._answered = int(line.split()[2])
+                if self._answered < self._questions:
+                    # Late: whoever asked has given up, and something else has been asked since.
+                    self._answer = []
                 self._changed.notify_all()
             else:
                 self._answer.append(line)

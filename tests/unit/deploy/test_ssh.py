@@ -168,6 +168,85 @@ def test_a_host_that_is_only_slow_does_not_count_as_lost(machine, monkeypatch):
     assert run(machine.remote(), "sleep 3; echo done").lines == ("done",)
 
 
+# --- a script that stays -----------------------------------------------------------------------------------
+
+ANSWERS = """
+echo '@ ready 0'
+while read -r number word rest; do
+    case $word in
+        '') if [ -n "$number" ]; then echo "odd $number"; else echo sign; fi; continue ;;
+        wait) while [ ! -e "$rest" ]; do sleep 0.02; done ;;
+        fail) echo 'no room' >&2; exit 3 ;;
+        end) exit 0 ;;
+    esac
+    echo "$word $rest"
+    echo "@ ready $number"
+done
+"""
+
+
+def test_a_script_that_stays_answers_and_is_heard_between_the_answers(machine, monkeypatch):
+    monkeypatch.setattr(ssh, "KEEPALIVE", 0.1)
+    remote, heard, signs = machine.remote(), [], threading.Event()
+
+    def hear(line):
+        heard.append(line)
+        if line == "sign":
+            signs.set()
+
+    talk = remote.talk(ANSWERS, what="stay", on_line=hear)
+    assert talk.first(20) == []
+    assert talk.ask("say it's so", 20)[-1] == "say it's so"
+    assert signs.wait(20)
+    assert talk.end("end", 20) == ssh.Result(0, (), ())
+    assert not talk.alive
+    remote.close()
+
+
+def test_a_late_answer_is_not_taken_for_the_next_one(machine, tmp_path):
+    remote, gate = machine.remote(), tmp_path / "gate"
+    talk = remote.talk(ANSWERS, what="stay")
+    talk.first(20)
+    with pytest.raises(HostError, match="worker1: stay: did not answer within 0 s") as caught:
+        talk.ask(f"wait {gate}", 0.1)
+    assert not caught.value.lost
+    gate.touch()
+    assert talk.ask("say two", 20) == ["say two"]
+    remote.close()
+
+
+def test_a_script_that_stays_and_fails_says_why(machine):
+    remote = machine.remote()
+    talk = remote.talk(ANSWERS, what="stay")
+    with pytest.raises(HostError, match="worker1: stay: no room") as caught:
+        talk.ask("fail", 20)
+    assert not caught.value.lost
+    assert remote.run("echo still here", what="try", timeout=20).lines == ("still here",)
+    remote.close()
+
+
+def test_a_channel_that_was_opened_ahead_and_has_ended_is_replaced(machine):
+    remote = ssh.Remote(machine.host(), threading.Event(), channels=3)
+    remote.open()
+    for ahead in remote._ahead:
+        ahead.result(20).close()
+    assert remote.run("echo up", what="try", timeout=20).lines == ("up",)
+    assert remote.statistics.channels == 4
+    remote.close()
+
+
+def test_a_connection_that_broke_while_nobody_used_it_is_opened_again(machine):
+    remote = machine.remote()
+    remote.run("true", what="try", timeout=20)
+    machine.cut()
+    deadline = time.monotonic() + 20
+    while remote._connection.transport.is_active() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert remote.run("echo again", what="try", timeout=20).lines == ("again",)
+    assert remote.statistics.connections == 2
+    remote.close()
+
+
 def test_work_on_many_hosts_is_capped_and_every_error_is_kept():
     busy, most, guard = [], [], threading.Lock()
 
