@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
@@ -31,6 +32,9 @@ class Report:
     """Prints steps as they happen. Safe to call from several threads."""
 
     def __init__(self, console: Console | None = None, errors: Console | None = None) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # What a host says need not fit this machine's locale, and must not end a deploy half-way.
+            sys.stdout.reconfigure(errors="backslashreplace")
         # Steps are flushed line by line, so that a pipe shows them when they happen.
         self.console = console or Console(highlight=False, soft_wrap=True, file=sys.stdout)
         if not self.console.is_terminal:

@@ -212,3 +212,14 @@ def test_in_a_pipe_nobody_is_asked(piped) -> None:
 def test_a_line_of_a_log_is_never_cut_in_a_pipe(piped) -> None:
     piped.lines(["x" * 5000, "[red]no markup[/red]"])
     assert piped.console.file.getvalue() == "x" * 5000 + "\n[red]no markup[/red]\n"
+
+
+def test_what_a_host_says_need_not_fit_this_machines_locale(monkeypatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    out = Report()
+    out.bad("cannot find café →", "worker1")
+    out.lines(["→"])
+    said = written.getvalue().decode("latin-1")
+    assert "cannot find café \\u2192" in said
+    assert said.endswith("\\u2192\n")
