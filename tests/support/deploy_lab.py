@@ -109,6 +109,8 @@ class DeployLab:
         self.runs: list[Fab] = []
         """Every fab that was started; a test may clear it."""
         self.current_load: Load | None = None
+        self.place = ""
+        """How the hosts of a test stand at its end, where they are others than these."""
 
     # --- making and removing ---------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ def rows(files: list[Path]) -> list[dict]:
 def merged(group: list[dict]) -> dict:
     """One row of several tests of the same fault, such as one for each step."""
     exits = Counter(", then ".join(map(str, row["exit"])) for row in group)
-    places = Counter(place(row["hosts"]) for row in group)
+    places = Counter(row.get("place") or place(row["hosts"]) for row in group)
     return {
         "fault": group[0]["row"] + (f" ({len(group)} tests)" if len(group) > 1 else ""),
         "exit": counted(exits),
@@ -56,9 +56,11 @@ def place(hosts: dict[str, str]) -> str:
 def plain(text: str) -> str:
     text = text.removeprefix("fab: ")
     text = re.sub(r"\b\d{8}T\d{6}Z-[0-9a-f]{8}\b", "R", text)
+    text = re.sub(r"(?<=--env )\S+?(?=[;,]|$| )", "lab", text)
+    text = re.sub(r"/tmp/\S+/application\b", "APP", text)
     text = re.sub(r"\b\d+\.\d+\.\d+\.\d+\b", "ADDRESS", text)
     text = re.sub(r"/\S*/(known_hosts|config|ssh_config)\b", r"\1", text)
-    text = re.sub(r"\b[\w-]+@[\w-]+ \(pid \d+\)( since \S+)?", "ann@desk (pid 4711)", text)
+    text = re.sub(r"\b[\w-]+@[\w-]+ \(pid \d+\)( since [^\s;]+)?", "ann@desk (pid 4711)", text)
     text = text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
     return text.replace("|", "\\|").replace("<", "&lt;")
 

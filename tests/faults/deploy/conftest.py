@@ -19,6 +19,7 @@ TABLE = "KESTREL_STACK_FAULT_TABLE"
 def lab(made_lab: DeployLab) -> DeployLab:
     """The hosts as the test before left them."""
     made_lab.runs.clear()
+    made_lab.place = ""
     return made_lab
 
 
@@ -74,6 +75,7 @@ def _record(lab, hosts, release, request, seconds, counts):
         "test": request.node.name,
         "exit": [run.process.returncode for run in runs],
         "hosts": {host: _place(lab, host, release) for host in hosts},
+        "place": lab.place,
         "says": said[0] if said else "",
         "seconds": round(seconds, 1),
         **counts,

@@ -100,6 +100,7 @@ def test_two_dozen_hosts_at_once(lab, many, first, tmp_path):
     assert done.code == 0, done.text
     found = {lab.inside("worker3", f"readlink /srv/hosts/{address}/current") for address in addresses}
     assert len(found) == 1, found
+    lab.place = f"all {COUNT} new"
     assert f"on {COUNT} hosts" in done.text
     left = lab.inside("worker3", "find /srv/hosts -maxdepth 3 -name .deploy.lock -o -name '.*.partial'")
     assert left == ""
