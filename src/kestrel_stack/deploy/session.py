@@ -289,6 +289,11 @@ class Session:
         A connection that was lost is tried once more; Ctrl-C does not shorten this.
         """
 
+        def warn(host: Host, result: Result) -> None:
+            for line in result.lines:
+                if line.startswith("@ warning "):
+                    self.out.bad(line.removeprefix("@ warning "), host.name)
+
         def end(host: Host) -> None:
             script = scripts.finish(self.root, self.lock_id, **details(host))
             talk = self._holds.get(host.name)
@@ -300,10 +305,14 @@ class Session:
                         raise
                 else:
                     self._check(host, "finish", result)
+                    warn(host, result)
                     return
             for last in (False, True):
                 try:
-                    self.run(host, script, "finish", timeout=FINISH_TIMEOUT, cancellable=False)
+                    warn(
+                        host,
+                        self.run(host, script, "finish", timeout=FINISH_TIMEOUT, cancellable=False),
+                    )
                     return
                 except DeployError as error:
                     if last or not getattr(error, "lost", True):

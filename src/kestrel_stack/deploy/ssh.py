@@ -58,10 +58,10 @@ _NAME = "kestrel-stack-deploy"
 """What our processes on a host call themselves."""
 _WAIT_FOR_SCRIPT = (
     'exec /bin/bash -c \'IFS= read -r size && script=$(head -c "$size") &&'
-    f' exec /bin/bash -c "$script" {_NAME}\''
+    f' [[ $script == *"#:$size:" ]] && exec /bin/bash -c "$script" {_NAME}\''
 )
 """Run on a channel that is opened ahead. sshd takes no input before something runs, so a script that has an
-upload would else have to wait for its own beginning."""
+upload would else have to wait for its own beginning. A script that breaks off on its way is not begun."""
 
 T = TypeVar("T")
 
@@ -294,9 +294,7 @@ class Remote:
             channel = connection.transport.open_session(timeout=CONNECT_TIMEOUT)
             self.statistics.channels += 1
         if getattr(channel, "waits_for_a_script", False):
-            data = script.encode()
-            # With its size, so that nothing after the script is taken for a part of it.
-            data = f"{len(data)}\n".encode() + data
+            data = _announced(script)
             channel.settimeout(CONNECT_TIMEOUT)
             channel.sendall(data)
             channel.settimeout(None)
@@ -314,6 +312,15 @@ class Remote:
     def silent_for(self) -> float:
         """Seconds since the server last answered."""
         return time.monotonic() - self._last_answer
+
+
+def _announced(script: str) -> bytes:
+    """Return what a shell that waits for a script is sent: its size in bytes, the script, and its end."""
+    text = script.encode()
+    size = len(text) + 3
+    while len(text) + len(f"\n#:{size}:") != size:
+        size = len(text) + len(f"\n#:{size}:")
+    return f"{size}\n".encode() + text + f"\n#:{size}:".encode()
 
 
 def _execute(channel: paramiko.Channel, command: bytes | str) -> None:

@@ -57,6 +57,19 @@ def test_the_end_on_another_connection_is_the_same(running):
     assert [p.name for p in (running.srv / "releases").iterdir()] == [OLD]
 
 
+def test_what_cannot_be_noted_keeps_nothing_else_from_being_done(running):
+    # Nobody, root included, can append to a folder or write into what is none.
+    (running.srv / "deploys.jsonl").mkdir()
+    deploy = Holder(running)
+    deploy.lock()
+    code, lines, err = deploy.finish(verified=NEW, record={"a": 1}, remove_releases=[])
+    assert code == 0, err
+    assert "@ warning the end of this deploy could not be noted (record): is the disk full?" in lines
+    assert (running.srv / "releases" / NEW / ".verified").exists()
+    assert "@ unlocked" in lines
+    assert not (running.srv / ".deploy.lock").exists()
+
+
 def test_who_lost_the_lock_removes_nothing(running):
     other = Holder(running, "f" * 16)
     other.lock()

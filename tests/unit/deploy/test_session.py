@@ -89,6 +89,17 @@ def test_every_host_is_locked_and_given_back_with_what_is_to_be_noted(machines):
     assert (two.folder / "srv" / "deploys.jsonl").read_text() == '{"host": "two"}\n'
 
 
+def test_what_could_not_be_noted_at_the_end_is_said_and_the_lock_is_given_back(machines, capsys):
+    (one,) = machines("one")
+    with session(one) as ours:
+        (one.folder / "srv" / "deploys.jsonl").mkdir()
+        ours.inspect()
+        ours.lock("deploy")
+        assert ours.release(lambda host: {"record": {"a": 1}}) == []
+    assert "the end of this deploy could not be noted (record)" in capsys.readouterr().out
+    assert free(one)
+
+
 def test_who_comes_too_late_is_told_whose_it_is_and_holds_nothing(machines):
     one, two = machines("one", "two")
     with session(two) as first, session(one, two) as late:

@@ -225,6 +225,20 @@ def test_a_script_that_stays_and_fails_says_why(machine):
     remote.close()
 
 
+def test_a_script_of_which_only_a_part_arrives_is_not_begun(tmp_path):
+    began = tmp_path / "began"
+    for filler in range(80, 120):
+        script = f"touch {began}\n" + "é" * filler + "=1"
+        data = ssh._announced(script)
+        size, _, rest = data.partition(b"\n")
+        assert int(size) == len(rest)
+    for length in (*range(0, len(data), 7), len(data) - 1):
+        subprocess.run(["/bin/sh", "-c", ssh._WAIT_FOR_SCRIPT], input=data[:length], check=False)
+        assert not began.exists()
+    subprocess.run(["/bin/sh", "-c", ssh._WAIT_FOR_SCRIPT], input=data, capture_output=True, check=False)
+    assert began.exists()
+
+
 def test_a_channel_that_was_opened_ahead_and_has_ended_is_replaced(machine):
     remote = ssh.Remote(machine.host(), threading.Event(), channels=3)
     remote.open()
