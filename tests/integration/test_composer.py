@@ -383,6 +383,18 @@ def test_a_vendor_folder_in_the_commit_is_refused(shop, tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", ["link", "file"])
+@pytest.mark.parametrize("folder", ["vendor", "vendor/deeper"])
+def test_nothing_is_written_through_a_link_of_the_commit(tmp_path, folder, kind):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    tree = application(config={"vendor-dir": folder})
+    tree |= {"composer.lock": text({}), "vendor": File(link=str(outside)) if kind == "link" else File(b"x")}
+    with pytest.raises(Refused, match=r"^vendor is a file or a link in the commit.*remove it from git"):
+        composer.add_vendor(tree, ["."], tmp_path / "cache")
+    assert not list(outside.iterdir())
+
+
 @needs_composer
 @pytest.mark.parametrize("folder", ["../vendor", "/srv/vendor", "$HOME/vendor", "", 7])
 def test_a_vendor_folder_outside_is_refused(shop, tmp_path, folder):

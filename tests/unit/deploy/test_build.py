@@ -15,6 +15,7 @@ import pytest
 
 from kestrel_stack.deploy import build
 from kestrel_stack.deploy.build import manifest
+from kestrel_stack.deploy.build.cache import in_use
 from kestrel_stack.deploy.errors import FAILED, REFUSED, DeployError, Refused
 from kestrel_stack.deploy.hoststate import HostState, Release, Target
 from support.bundles import state_of, wheels_of
@@ -190,6 +191,51 @@ def test_an_application_with_a_name_that_the_deploy_writes_is_refused(app, tmp_p
     git(app.repository, "add", "-f", "-A")
     app.commit()
     refused(lambda: build.build_archive(source(app), tmp_path / "cache"), name.split("/")[0], "rename it")
+
+
+def test_submodules_are_told_since_their_files_are_not_sent(app, tmp_path):
+    git(tmp_path, "clone", "-q", str(app.repository), str(tmp_path / "other"))
+    words = ["-c", "protocol.file.allow=always", "submodule", "add", "-q", str(tmp_path / "other")]
+    git(app.repository, *words, "examples/shop/lib/other")
+    git(app.repository, *words, "elsewhere")
+    app.commit()
+    (told,) = source(app).warnings
+    assert "submodules are not deployed: examples/shop/lib/other. " in told
+
+
+def test_a_file_that_git_lfs_keeps_is_refused_and_never_sent_as_its_pointer(app, tmp_path):
+    app.write("film.mp4", "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 5\n")
+    app.commit()
+    refused(lambda: build.build_archive(source(app), tmp_path / "cache"), "film.mp4", "git-lfs")
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 70_000])
+@pytest.mark.parametrize(
+    "name", [" -n", "new\nline.py", os.fsdecode(b"latin\xe9.py"), "\u00e9t\u00e9/\u2028.txt", "a" * 230]
+)
+def test_names_and_contents_of_every_kind_arrive_as_they_are(app, tmp_path, name, content):
+    path = app.path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    app.commit()
+    archive = build.build_archive(source(app), tmp_path / "cache")
+    packed = build.build_bundle(archive, wheels_of(), with_wheels=False, cache=tmp_path / "cache")
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    (tmp_path / "assets").mkdir()
+    shutil.copy(packed.path, stage / "upload")
+    unpack = (ROOT / "src/kestrel_stack/deploy/onhost/unpack.py").read_text()
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", unpack, "stage"],
+        cwd=tmp_path,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    # A name is the bytes that it is; nothing in one may look like a line of the script.
+    assert all(line.startswith(b"@ ") for line in done.stdout.splitlines())
+    assert (stage / "tree" / name).read_bytes() == content
 
 
 def test_the_archive_has_the_stacks_own_php_code_without_its_tests(app, tmp_path):
@@ -473,6 +519,16 @@ def test_the_bundle_has_wheels_only_for_a_host_that_lacks_the_venv(app, index, t
     assert again.path.read_bytes() == large.path.read_bytes()
 
 
+def test_a_wheel_with_a_long_name_is_sent(app, tmp_path):
+    tags = "manylinux2014_x86_64.manylinux_2_17_x86_64.manylinux_2_28_x86_64"
+    wheel = tmp_path / f"charset_normalizer-3.4.4-cp311-cp311-{tags}.whl"
+    wheel.write_bytes(b"x")
+    archive = build.build_archive(source(app), tmp_path / "cache")
+    made = build.build_bundle(archive, wheels_of(wheel), with_wheels=True, cache=tmp_path / "cache")
+    assert len(wheel.name) > 100  # more than the oldest kind of tar has room for
+    assert f"wheels/{wheel.name}" in names(made.path.read_bytes())
+
+
 def bundle(app, state, tmp_path, **kwargs):
     found = source(app)
     archive = build.build_archive(found, tmp_path / "cache")
@@ -586,6 +642,13 @@ def test_the_cache_keeps_the_newest_of_everything(app, tmp_path):
             path = tmp_path / kind / f"{number:03}"
             build.write_whole(path, b"x")
             os.utime(path, (number, number))
+        vendor = tmp_path / "composer" / "vendor" / f"{number:03}"
+        build.write_whole(vendor / "autoload.php", b"x")
+        os.utime(vendor, (number, number))
+    assert in_use(tmp_path / "composer/vendor/003")
+    assert not in_use(tmp_path / "composer/vendor/none")
+    build.trim_cache(tmp_path, keep=8)
+    assert sorted(p.name for p in (tmp_path / "composer/vendor").iterdir()) == ["003", "024"]
     build.trim_cache(tmp_path, keep=2)
     assert sorted(p.name for p in (tmp_path / "bundles").iterdir()) == ["023", "024"]
     assert len(list((tmp_path / "manifests").iterdir())) == 20

@@ -18,6 +18,9 @@ from .source import Source, pack_commit
 from .stack import STACK_FOLDER, stack_php
 from .tree import File, Tree
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+"""How the text begins that stands in git for a file which Git LFS keeps elsewhere."""
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -59,13 +62,18 @@ def read_tree(source: Source, cache: Path = CACHE, *, root: Path = ROOT) -> dict
 
     These are the application's folder at the commit without its prefix, what Composer adds, static files
     under the names of their content, and the stack's own PHP code, of the commit that its wheel is built
-    from. Raises Refused for a name that the deploy writes itself.
+    from. Raises Refused for a name that the deploy writes itself, and for a file that is not in git itself.
     """
     paths = [source.prefix] if source.prefix else []
     tree = trees.read(pack_commit(source.repository, source.rev, *paths), source.prefix)
     for path in sorted(tree):
         if path.split("/")[0] in RESERVED:
             raise Refused(f"the application contains {path}, a name that the deploy writes itself: rename it")
+        if tree[path].data.startswith(_LFS_POINTER):
+            raise Refused(
+                f"{path} is kept by Git LFS, and this machine has no Git LFS to fetch it:"
+                " apt install git-lfs, git lfs install, git lfs pull"
+            )
     if source.spec.composer:
         tree = dict(composer.add_vendor(tree, source.spec.composer, cache))
     if source.spec.assets is not None:

@@ -153,7 +153,7 @@ def compress(data: bytes) -> bytes:
 
 def _tar(content: dict[str, bytes]) -> bytes:
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as made:
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as made:
         for name, data in content.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)

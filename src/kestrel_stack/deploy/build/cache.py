@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -32,17 +34,43 @@ def keep_folder(made: Path, folder: Path) -> None:
                 raise
 
 
+def in_use(folder: Path) -> bool:
+    """Say whether a folder is kept; from then on it is among the newest."""
+    try:
+        os.utime(folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def trim_cache(cache: Path = CACHE, keep: int = 20) -> None:
-    """Remove the oldest archives, bundles and manifests; they can be made again.
+    """Remove the oldest archives, bundles, manifests and vendor folders; they can be made again.
 
     Manifests are small, and a host that is deployed to seldom still gets little when its own is known: of
-    these ten times as many stay.
+    these ten times as many stay. Every commit that changes a class of PHP makes a whole vendor folder: of
+    these a quarter stays.
     """
-    for kind, number in (("archives", keep), ("bundles", keep), ("manifests", 10 * keep)):
+    numbers = {
+        "archives": keep,
+        "bundles": keep,
+        "manifests": 10 * keep,
+        "composer/packages": -(-keep // 4),
+        "composer/vendor": -(-keep // 4),
+    }
+    for kind, number in numbers.items():
         folder = cache / kind
         if folder.is_dir():
             for path in sorted(folder.iterdir(), key=_age)[number:]:
-                path.unlink(missing_ok=True)
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder, of which nobody ever sees a half."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as name, contextlib.suppress(OSError):
+        path.rename(Path(name, "old"))
 
 
 def _age(path: Path) -> float:

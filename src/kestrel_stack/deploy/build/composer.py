@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import DeployError, Failed, Refused
-from .cache import keep_folder
+from .cache import in_use, keep_folder
 from .tree import File, Tree
 
 SECONDS = 600
@@ -76,7 +76,14 @@ class _Project:
                 f"{self.prefix}composer.json: config.vendor-dir {vendor!r} is not inside the application"
             )
         self.vendor = str(path)
-        if any(name.startswith(f"{self.prefix}{self.vendor}/") for name in tree):
+        place = PurePosixPath(self.prefix, self.vendor)
+        for taken in (place, *place.parents):
+            if str(taken) in tree:
+                raise Refused(
+                    f"{taken} is a file or a link in the commit, and Composer would write"
+                    f" {place} there: remove it from git"
+                )
+        if any(name.startswith(f"{place}/") for name in tree):
             raise Refused(
                 f"{self.prefix}{self.vendor} is in the commit, and Composer would write there: remove it from"
                 " git, or set php.composer: [] to deploy it as it is"
@@ -132,10 +139,10 @@ def _vendor(tree: Tree, project: _Project, versions: str, cache: Path) -> dict[s
     # As if it were the application's: Composer finds no repository around it and no path of this machine.
     with tempfile.TemporaryDirectory(prefix="kestrel-stack-composer-") as name:
         top = Path(name)
-        if not (cache / "vendor" / whole).is_dir():
+        if not in_use(cache / "vendor" / whole):
             _write(tree, top)
             work = top / project.prefix
-            if (cache / "packages" / packages).is_dir():
+            if in_use(cache / "packages" / packages):
                 _write(_read(cache / "packages" / packages), work / project.vendor)
             else:
                 _check_lock(project, work)

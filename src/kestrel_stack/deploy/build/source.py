@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -44,7 +45,7 @@ def find_source(app: str, ref: str, *, root: Path = ROOT, allow_dirty: bool = Fa
     source = _read(repository, prefix, ref, rev, app, folder)
     if not allow_dirty:
         _refuse_dirty(repository, prefix, root)
-    return replace(source, warnings=_not_pushed(source))
+    return replace(source, warnings=(*_not_pushed(source), *_submodules(source)))
 
 
 def at_commit(source: Source, rev: str) -> Source:
@@ -112,6 +113,26 @@ def _not_pushed(source: Source) -> tuple[str, ...]:
     return (f"{what}: only this machine has what is deployed, git push it",)
 
 
+def _submodules(source: Source) -> tuple[str, ...]:
+    """Warn of submodules: their files are in other repositories, so the commit does not have them."""
+    words = ["ls-tree", "-r", "-z", source.rev, *(["--", f"{source.prefix}/"] if source.prefix else [])]
+    entries = (
+        git(source.repository, "--literal-pathspecs", *words).stdout.decode(errors="replace").split("\0")
+    )
+    names = [entry.partition("\t")[2] for entry in entries if entry.startswith("160000 ")]
+    if not names:
+        return ()
+    return (
+        f"submodules are not deployed: {_shown(names)}. Copy what is needed into the repository"
+        " (git subtree), or install it as a package",
+    )
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Return the first few of many names."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def _app_folder(app: str, root: Path) -> Path:
     """Find a relative path in the checkout, wherever fab was started, and else in the working folder."""
     if not app:
@@ -177,9 +198,8 @@ def _refuse_dirty(repository: Path, prefix: str, root: Path) -> None:
             if entry[0] in "RC":
                 next(entries, None)
     if names:
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise Refused(
-            f"uncommitted changes: {shown}. Commit them, or give --allow-dirty to deploy the commit"
+            f"uncommitted changes: {_shown(names)}. Commit them, or give --allow-dirty to deploy the commit"
             " without them"
         )
 

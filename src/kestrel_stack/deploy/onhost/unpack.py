@@ -242,7 +242,7 @@ def compile_some(paths, tree):
         except (py_compile.PyCompileError, ValueError, RecursionError) as error:
             if not complained:
                 told = getattr(error, "exc_value", error)
-                print(f"@ warning some files do not compile: {path}: {one_line(told)}")
+                print(f"@ warning some files do not compile: {ascii(path)[1:-1]}: {one_line(told)}")
             complained = True
 
 
