@@ -13,13 +13,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import build, hoststate, plan, scripts, soak
 from .description import Host
 from .errors import CHANGED, FAILED, Cancelled, DeployError, HostError, Locked, Refused
 from .hoststate import HostState
+from .onhost.judge import watch
 from .plan import Batch, Pace
 from .report import Report, count
 from .scripts import Pings, Side
@@ -38,6 +40,8 @@ MIGRATE_SECONDS = 3600
 """A migration may take so long."""
 SAMPLE_PAUSE = 5.0
 """Seconds between two looks at a canary."""
+EXTRA_SOAK = 30.0
+"""Seconds by which a soak is longer at most while some worker is between two lives at each look."""
 SAME_SECONDS = 15.0
 """Seconds within which all hosts have to be seen on one release at the end: a worker that has done its share
 of jobs is down for a moment."""
@@ -166,6 +170,8 @@ class Rollout:
     def _stop(self, *_: object) -> None:
         """Answer a signal. A thread prints, since the interrupted one may hold the lock of the report."""
         if self._phase == "building":
+            # What runs in other threads has to end as well.
+            self.session.cancel.set()
             raise KeyboardInterrupt
         text = "Putting the hosts in order, this ends by itself"
         if self._phase == "rolling" and not self.session.cancel.is_set():
@@ -226,7 +232,7 @@ class Rollout:
             as_before = [name for name in self.stand if name not in changed]
             rest = f"; as before: {', '.join(as_before)}" if as_before else ""
             return DeployError(f"{error}. {words}{rest}{said}", CHANGED)
-        if error.code == FAILED or self._tried:
+        if error.code == FAILED or self._tried or self.migrated:
             return DeployError(f"{error}. Every host is as before{said}", FAILED)
         return error
 
@@ -362,6 +368,7 @@ class Rollout:
             elif self.stand[host.name] == AFTER and _gone(error):
                 # All was said before the connection broke.
                 return
+            self._look_closer(host, old)
             raise
         workers = sum(queue.processes for queue in host.queues)
         running = ([count(workers, "worker")] if workers else []) + ["pages"] * host.web
@@ -456,6 +463,7 @@ class Rollout:
     def _same(self, host: Host, release: str) -> None:
         """See that a host is still on the release, with every worker. Raises HostError."""
         deadline = time.monotonic() + SAME_SECONDS
+        memory: dict[str, dict[str, float]] = {}
         while True:
             try:
                 state = self.session.look(host)
@@ -463,7 +471,7 @@ class Rollout:
                 if not _gone(error) or time.monotonic() > deadline or self.session.cancel.wait(1):
                     raise
                 continue
-            verdict = plan.judge(state.groups, release, 0)
+            verdict = watch(state.groups, release, memory, time.monotonic(), 0)
             if state.current == release and verdict.ok:
                 return
             if state.current != release or verdict.final or time.monotonic() > deadline:
@@ -521,25 +529,28 @@ class Rollout:
         self.out.step(f"watching the canary for {pace.soak} s", names)
         switched = time.monotonic()
         timeouts = {queue.name: queue.job_timeout for host in hosts for queue in host.queues}
-        troubled = 0
+        troubled: set[str] = set()
         while True:
             left = pace.soak - (time.monotonic() - switched)
-            if self.session.cancel.wait(max(0.0, min(SAMPLE_PAUSE, left))):
+            # Whoever was in trouble at the last look gets the time to come out of it.
+            pause = SAMPLE_PAUSE if troubled else max(0.0, min(SAMPLE_PAUSE, left))
+            if self.session.cancel.wait(pause):
                 raise Cancelled("stopped")
             logs: list[tuple[str, str]] = []
             after = self._sample(hosts, to, "current", lambda _, line, logs=logs: logs.append(line))
             now = time.monotonic()
             releases = {to[host] for host in hosts}
             verdict = soak.compare(before, after, min(releases), now - began, timeouts, soaked=now - switched)
-            workers = plan.judge(after.groups, min(releases), 0)
-            # A worker that has done its share of jobs is down for a moment, but not for two looks.
-            troubled = 0 if workers.ok else troubled + 1
-            if troubled > 1:
-                verdict = soak.Verdict(False, workers.reason)
+            # A worker that has done its share of jobs is down for a moment; the same one not for two looks.
+            faults = soak.faults(after.groups, min(releases))
+            lasting = sorted(troubled & set(faults))
+            troubled = set(faults)
+            if verdict.ok and lasting:
+                verdict = soak.Verdict(False, faults[lasting[0]])
             if not verdict.ok:
                 self.failures.append(Failure(names, "soak", verdict.text, tuple(logs)))
                 raise HostError(names, f"soak: {verdict.text}")
-            if now - switched >= pace.soak and not troubled:
+            if now - switched >= pace.soak and (not troubled or now - switched >= pace.soak + EXTRA_SOAK):
                 self.out.good(f"soak: {verdict.text}", names)
                 return
 
@@ -594,8 +605,7 @@ class Rollout:
                     if state is None:
                         return
                     if state.current == old:
-                        well = not old or plan.judge(state.groups, old, 0).ok
-                        self.stand[host.name] = BEFORE if well else BROKEN
+                        self.stand[host.name] = BEFORE if self._runs_again(host, old, state) else BROKEN
                         return
                     if state.current != new:
                         self.stand[host.name] = FOREIGN
@@ -610,6 +620,43 @@ class Rollout:
                     break
         if self.stand[host.name] == UNKNOWN and not _gone(error):
             self.stand[host.name] = BROKEN
+        self._look_closer(host, old)
+
+    def _broken_before(self, host: Host) -> set[str]:
+        """Which groups and workers were broken before the deploy, perhaps what it was meant to mend."""
+        groups = self.session.states[host.name].groups
+        return {group.name for group in groups if group.error is not None} | {
+            process.name for group in groups for process in group.processes if process.state == "FATAL"
+        }
+
+    def _runs_again(self, host: Host, old: str, state: HostState) -> bool:
+        """Whether a host that is back on its old release has the workers back that ran before."""
+        if not old:
+            return True
+        excused = self._broken_before(host)
+        memory: dict[str, dict[str, float]] = {}
+        deadline = time.monotonic() + SAME_SECONDS
+        while True:
+            kept = []
+            for group in state.groups:
+                left = tuple(one for one in group.processes if one.name not in excused)
+                if group.name not in excused and (left or not group.processes):
+                    kept.append(replace(group, processes=left))
+            verdict = watch(kept, old, memory, time.monotonic(), 0)
+            if verdict.ok or verdict.final or time.monotonic() > deadline:
+                return verdict.ok
+            time.sleep(0.5)
+            state = self.session.look(host, cancellable=False)
+
+    def _look_closer(self, host: Host, old: str) -> None:
+        """See whether a host whose workers do not all run is no worse than it was before."""
+        if self.stand[host.name] != BROKEN or not self._broken_before(host):
+            return
+        with suppress(DeployError):
+            state = self.session.look(host, cancellable=False)
+            if state.current == old and self._runs_again(host, old, state):
+                self.out.step("broken before, and as before", host.name)
+                self.stand[host.name] = BEFORE
 
     def _look_again(self, host: Host, settle: int) -> HostState | None:
         """Reconnect to a host that was lost, and wait until what ran there has ended; None: in vain."""

@@ -318,7 +318,6 @@ def switch(
         hook_seconds=HOOK_SECONDS,
         judge=host_program(judge),
         wait_code=judge.WAIT,
-        down_code=judge.DOWN,
         log_lines=LOG_LINES,
         logs=f"{logs}/{_app(root)}",
         helper=helper,

@@ -157,6 +157,17 @@ def compare(
     return Verdict(True, ", ".join(words))
 
 
+def faults(groups: Sequence[Group], release: str) -> dict[str, str]:
+    """Say of each worker that does not run from the release what is the matter, by its name."""
+    found = {}
+    for group in groups:
+        for process in group.processes:
+            verdict = judge([Group(group.name, (process,))], release, 0)
+            if not verdict.ok:
+                found[process.name] = verdict.reason
+    return found
+
+
 def _growth(before: Sample, after: Sample) -> dict[str, int]:
     if before.levels is None or after.levels is None:
         return {}

@@ -360,8 +360,48 @@ def test_the_host_judges_what_it_is_piped_as_the_plan_judges_what_it_was_told(gr
         lines.append(f"@ workers {name} {code} {said}")
     told = plan.judge(hoststate.parse_groups(lines), R1)
     assert judge.judge(judge.read(lines), R1) == told
-    code = judge.main(R1, lines)
-    assert (code == 0, code == judge.FINAL) == (told.ok, told.final)
+    # The first of several looks says the same.
+    first = judge.watch(judge.read(lines), R1, {}, 0.0)
+    assert (first.ok, first.final) == (told.ok, told.final)
+
+
+def look(*states):
+    return [Group("g", tuple(worker(state=word, name=f"g_{n:02}") for n, word in enumerate(states)))]
+
+
+def test_on_a_busy_host_every_worker_has_to_be_seen_well_once_and_not_all_at_once():
+    memory = {}
+    for now, words, ok in (
+        (0, ("RUNNING", "EXITED", "RUNNING"), False),
+        (1, ("STARTING", "STARTING", "RUNNING"), False),
+        (2, ("RUNNING", "RUNNING", "EXITED"), True),
+    ):
+        assert judge.watch(look(*words), R1, memory, float(now)).ok is ok
+
+
+def test_one_worker_that_stays_down_is_enough_and_two_that_take_turns_are_not():
+    memory = {}
+    for now in range(0, 20, 3):
+        words = ("EXITED", "RUNNING") if now % 2 else ("RUNNING", "EXITED")
+        assert not judge.watch(look(*words), R1, memory, float(now)).final
+    memory = {}
+    assert not judge.watch(look("EXITED", "RUNNING"), R1, memory, 0.0).final
+    late = judge.watch(look("EXITED", "RUNNING"), R1, memory, 6.0)
+    assert (late.final, late.reason) == (True, "worker g_00 is EXITED for 6 s")
+
+
+def test_the_program_keeps_what_it_has_seen(tmp_path):
+    def lines(*words):
+        made = [
+            {"name": f"g_{n:02}", "state": word, "pid": 1, "uptime": 9, "release": R1}
+            for n, word in enumerate(words)
+        ]
+        return [f"@ workers g 0 {json.dumps({'processes': made})}"]
+
+    path = str(tmp_path / "seen")
+    assert judge.main(R1, lines("RUNNING", "STARTING"), path) == judge.WAIT
+    assert judge.main(R1, lines("STARTING", "RUNNING"), path) == 0
+    assert judge.main(R1, lines("FATAL", "RUNNING"), path) == judge.FINAL
 
 
 def test_disk_is_needed_for_the_venv_only_when_the_host_lacks_it():

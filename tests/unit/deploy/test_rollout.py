@@ -325,6 +325,24 @@ def test_a_host_whose_lock_is_lost_is_not_switched_and_the_others_go_back(sessio
     assert rolled.order == ["h1", "h1"]
 
 
+def test_what_was_broken_before_the_deploy_may_be_broken_after_it(session):
+    tree = session.trees["h1"]
+    tree.mark("seen-shop_b", "FATAL")
+    tree.run_from(NEW)  # `seen` is about what runs from NEW: here that is the release before
+    later = "20260301T000000Z-cccccccc"
+    tree.release(later, verified=False)
+    session.inspect()
+    tree.mark("fail-ping")
+    rollout = Rollout(session, Report(), "deploy")
+    wheels = dict.fromkeys(session.trees, SimpleNamespace(key="v1"))
+    with pytest.raises(DeployError, match="Every host is as before") as caught, rollout:
+        rollout.about(later, SimpleNamespace(rev=REV, ref="main", spec=AppSpec()), wheels)
+        rollout.roll({session.hosts[0]: later})
+    assert caught.value.code == FAILED
+    assert tree.current == NEW
+    assert rollout.stand["h1"] == BEFORE
+
+
 # --- connections -----------------------------------------------------------------------------------------
 
 

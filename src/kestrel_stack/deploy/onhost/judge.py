@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +25,11 @@ it is 5 seconds old, so that supervisor takes its exit 78 for final.
 WEB = "web"
 """Name of the group of what serves pages: it answers before it reports, so its age proves nothing more."""
 
-WAIT, DOWN, FINAL = 10, 11, 12
-"""Exit codes of the program beside 0: not yet; not yet, and a worker is down; never."""
+DOWN_SECONDS = 5
+"""A worker that has done its share of jobs is EXITED until supervisor starts it again; not for longer."""
+
+WAIT, FINAL = 10, 12
+"""Exit codes of the program beside 0: not yet; never."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,46 @@ def judge(groups: Sequence[Any], release: str, min_uptime: int = MIN_UPTIME) -> 
     return Verdict(not waiting, False, waiting, down, worker)
 
 
+def watch(
+    groups: Sequence[Any],
+    release: str,
+    memory: dict[str, dict[str, float]],
+    now: float,
+    min_uptime: int = MIN_UPTIME,
+) -> Verdict:
+    """Say the same after several looks, of which ``memory`` tells; ``now`` is in seconds.
+
+    Every worker has to be seen well once. On a busy host some are always between two lives, since each ends
+    after its share of jobs, so that a moment in which all are well may never come.
+    """
+    seen, down = memory.setdefault("seen", {}), memory.setdefault("down", {})
+    waiting = Verdict(True, False)
+    for group in groups:
+        if group.error is not None or not group.processes:
+            return judge([group], release, min_uptime)
+        for process in group.processes:
+            one = judge([_Alone(group.name, [process])], release, min_uptime)
+            if one.final:
+                return one
+            if one.ok:
+                seen[process.name] = now
+            since = down.setdefault(process.name, now) if one.down else down.pop(process.name, now)
+            if one.down and now - since > DOWN_SECONDS:
+                return Verdict(False, True, f"{one.reason} for {now - since:.0f} s", True, process.name)
+            if process.name not in seen and waiting.ok:
+                waiting = one
+    return waiting
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """A group with one of its workers."""
+
+    name: str
+    processes: Sequence[Any]
+    error: None = None
+
+
 def read(lines: Iterable[str]) -> list[Any]:
     """Read the lines ``@ workers GROUP CODE JSON-or-complaint`` into groups that `judge` understands."""
     groups = []
@@ -99,14 +144,16 @@ def read(lines: Iterable[str]) -> list[Any]:
     return groups
 
 
-def main(release: str, lines: Iterable[str]) -> int:
-    """Judge what is piped in; print the reason and, in a second line, the worker it is about."""
-    verdict = judge(read(lines), release)
+def main(release: str, lines: Iterable[str], path: str) -> int:
+    """Judge what is piped in, with the memory in the file ``path``; print the reason and whom it is about."""
+    memory = json.loads(Path(path).read_text()) if Path(path).exists() else {}
+    verdict = watch(read(lines), release, memory, time.monotonic())
+    Path(path).write_text(json.dumps(memory))
     sys.stdout.write(f"{verdict.reason}\n{verdict.worker}\n")
     if verdict.ok:
         return 0
-    return FINAL if verdict.final else DOWN if verdict.down else WAIT
+    return FINAL if verdict.final else WAIT
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.stdin))
+    sys.exit(main(sys.argv[1], sys.stdin, sys.argv[2]))
