@@ -143,7 +143,7 @@ def test_a_form_that_nobody_made_is_refused_and_enqueues_nothing(pages, broker):
     for form in (
         {"queue": "nobodys", "count": 1},
         {"count": 1},
-        *({"queue": "hello_world", "count": count} for count in (0, -1, 101, "1e2", "x")),
+        *({"queue": "hello_world", "count": count} for count in (0, -1, 101, "1e2", "x", "9" * 5000)),
     ):
         assert pages.ask("POST", "/enqueue", form)[0] == 400, form
     assert broker.drain("shop_hello_world") == []
@@ -152,6 +152,20 @@ def test_a_form_that_nobody_made_is_refused_and_enqueues_nothing(pages, broker):
 def test_another_site_cannot_make_a_browser_enqueue(pages, broker):
     form = {"queue": "hello_world", "count": 1}
     assert pages.ask("POST", "/enqueue", form, Sec_Fetch_Site="cross-site")[0] == 403
+    for origin in (
+        "null",
+        "http://elsewhere.example",
+        "http://127.0.0.1:1",
+        f"http://127.0.0.1:{pages.port}0",
+    ):
+        assert pages.ask("POST", "/enqueue", form, Origin=origin)[0] == 403, origin
+    assert broker.drain("shop_hello_world") == []
+    assert pages.ask("POST", "/enqueue", form, Origin=f"http://127.0.0.1:{pages.port}")[0] == 303
+    assert len(broker.drain("shop_hello_world")) == 1
+
+
+def test_a_body_that_is_no_text_is_refused(pages, broker):
+    assert pages.ask("POST", "/enqueue", {"queue": b"\xff", "count": b"\xfe"})[0] == 400
     assert broker.drain("shop_hello_world") == []
 
 

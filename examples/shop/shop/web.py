@@ -10,6 +10,7 @@ import contextlib
 import html
 import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -82,14 +83,17 @@ def front(environ: dict[str, Any]) -> Answer:
 
 def enqueue(environ: dict[str, Any]) -> Answer:
     """Put jobs on a queue, and send the browser back to the front page, which says how it went."""
-    if environ.get("HTTP_SEC_FETCH_SITE", "same-origin") not in ("same-origin", "none"):
+    if not _own_form(environ):
         return "403 Forbidden", [("Content-Type", HTML)], "This form is the shop's own.\n"
     length = int(environ.get("CONTENT_LENGTH") or 0)
     if length > BODY_BYTES:
         return "413 Content Too Large", [("Content-Type", HTML)], "That is too much.\n"
-    given = {key: values[-1] for key, values in parse_qs(environ["wsgi.input"].read(length).decode()).items()}
+    given = {
+        key: values[-1]
+        for key, values in parse_qs(environ["wsgi.input"].read(length).decode(errors="replace")).items()
+    }
     queue, count = given.get("queue", ""), given.get("count", "1")
-    if queue not in FORMS or not count.isascii() or not count.isdigit() or not 1 <= int(count) <= MOST:
+    if queue not in FORMS or not re.fullmatch(r"[0-9]{1,4}", count) or not 1 <= int(count) <= MOST:
         return "400 Bad Request", [("Content-Type", HTML)], "The form was not filled in like that.\n"
     job, data = FORMS[queue]
     began = time.monotonic()
@@ -153,6 +157,14 @@ PAGES: dict[tuple[str, str], Callable[[dict[str, Any]], Answer]] = {
 def release() -> str:
     """Return the name of the release that this code is of."""
     return os.environ.get("KESTREL_STACK_RELEASE") or Path(__file__).resolve().parent.parent.name
+
+
+def _own_form(environ: dict[str, Any]) -> bool:
+    # Browsers send the first to https and localhost only, and the second with every form that is posted.
+    if environ.get("HTTP_SEC_FETCH_SITE", "same-origin") not in ("same-origin", "none"):
+        return False
+    origin = environ.get("HTTP_ORIGIN")
+    return origin is None or re.sub(r"^https?://", "", origin) == environ.get("HTTP_HOST")
 
 
 def _message(asked: dict[str, str]) -> str:

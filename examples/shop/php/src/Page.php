@@ -73,7 +73,7 @@ final class Page
 
     private static function enqueue(): void
     {
-        if (!in_array($_SERVER['HTTP_SEC_FETCH_SITE'] ?? 'same-origin', ['same-origin', 'none'], true)) {
+        if (!self::ownForm()) {
             self::plain(403, "This form is the shop's own.\n");
             return;
         }
@@ -102,6 +102,16 @@ final class Page
         History::note($queue, $done, $result);
         // The page after a post is got anew, so that reloading it enqueues nothing.
         header('Location: /?' . http_build_query($said), true, 303);
+    }
+
+    private static function ownForm(): bool
+    {
+        // Browsers send the first to https and localhost only, and the second with every form that is posted.
+        if (!in_array($_SERVER['HTTP_SEC_FETCH_SITE'] ?? 'same-origin', ['same-origin', 'none'], true)) {
+            return false;
+        }
+        $origin = $_SERVER['HTTP_ORIGIN'] ?? null;
+        return $origin === null || preg_replace('~^https?://~', '', $origin) === ($_SERVER['HTTP_HOST'] ?? null);
     }
 
     private static function queues(): void
