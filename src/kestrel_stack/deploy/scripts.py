@@ -35,6 +35,10 @@ LOGS = "/var/log/kestrel-stack"
 LOG_LINES = 8
 """Last lines of a failed worker's log that are shown."""
 
+LISTEN_AFTER = 5
+"""A switch that took so many seconds asks at its end whether anybody is still there."""
+LISTEN_SECONDS = 30
+"""It waits so long for a sign of life; one comes every ten seconds, and at once when it asks."""
 HOOK_SECONDS = 600
 """A hook may take so long."""
 
@@ -316,6 +320,8 @@ def switch(
         deploy_id=pings.deploy_id if pings else "",
         settings=f"{SETTINGS}/{_app(root)}.json",
         hook_seconds=HOOK_SECONDS,
+        listen_after=LISTEN_AFTER,
+        listen_seconds=LISTEN_SECONDS,
         judge=host_program(judge),
         wait_code=judge.WAIT,
         log_lines=LOG_LINES,

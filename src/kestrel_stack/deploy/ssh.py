@@ -381,7 +381,11 @@ class _Conversation:
                     self._give_sign()
                     next_sign = now + KEEPALIVE
                 self._wait()
+                known = len(out.lines)
                 self._listen(out, err)
+                if "@ listening" in out.lines[known:]:
+                    # It waits for a sign before it says that it is done.
+                    next_sign = now
             self._listen(out, err)
         finally:
             channel.close()

@@ -208,6 +208,37 @@ def test_a_worker_that_does_not_come_up_is_waited_for_until_the_time_is_up(runni
     assert stand(lines) == ["before"]
 
 
+# --- somebody has to listen ------------------------------------------------------------------------------
+
+
+def test_a_switch_that_nobody_has_listened_to_for_long_goes_back(running, monkeypatch):
+    monkeypatch.setattr(scripts, "LISTEN_AFTER", 0)
+    monkeypatch.setattr(scripts, "LISTEN_SECONDS", 1)
+    process = running.start(switch(running, OLD, NEW))  # the line is silent, and has not ended
+    lines = process.stdout.read().decode().splitlines()
+    assert process.wait(20) == 1
+    assert "nobody listened any more" in process.stderr.read().decode()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+    assert (said(lines, "failed"), stand(lines)) == (["listening"], ["before"])
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
+def test_a_sign_of_life_is_enough(running, monkeypatch):
+    monkeypatch.setattr(scripts, "LISTEN_AFTER", 0)
+    process = running.start(switch(running, OLD, NEW))
+    lines = []
+    for line in process.stdout:
+        lines.append(line.decode().rstrip())
+        if lines[-1] == "@ listening":
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+    assert process.wait(20) == 0
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+    assert stand(lines) == ["after"]
+
+
 # --- pings -----------------------------------------------------------------------------------------------
 
 
