@@ -24,6 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+# The programs that it starts are this checkout's, too, whichever one the environment was made for.
+os.environ["PYTHONPATH"] = str(ROOT / "src")
 
 from kestrel_stack.demo import canvas  # noqa: E402
 from kestrel_stack.demo.canvas import DIM, GRID, Canvas  # noqa: E402
