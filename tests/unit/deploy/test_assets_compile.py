@@ -146,6 +146,26 @@ def test_code_and_hidden_files_are_never_published():
     assert not any(b"secret" in file.data for file in made.values())
 
 
+def test_a_link_to_a_folder_is_refused_unless_it_is_ignored():
+    tree = {
+        "public/a.css": File(b"a{}"),
+        "public/lib": File(link="../node_modules/lib/dist"),
+        "node_modules/lib/dist/lib.css": File(b"b{}"),
+    }
+    with pytest.raises(Refused) as caught:
+        compile_assets(tree, AssetsSpec(("public",)))
+    for words in (
+        "public/lib is a link to the folder node_modules/lib/dist",
+        "assets.folders",
+        "assets.ignore",
+    ):
+        assert words in str(caught.value)
+    made = compile_assets(tree, AssetsSpec(("public",), ignore=("lib",)))
+    assert not any("lib" in name for name in made)
+    beside = compile_assets(tree, AssetsSpec(("public", "node_modules/lib/dist"), ignore=("/lib",)))
+    assert any(name.startswith("_assets/lib.") and name.endswith(".css") for name in beside)
+
+
 def test_links_inside_the_application_are_followed_and_others_left_out():
     made = compiled(
         {

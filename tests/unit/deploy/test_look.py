@@ -422,8 +422,11 @@ def test_every_problem_is_named_with_its_fix(machines, app, out):
 
 def test_what_this_machine_lacks_is_a_problem_too(machines, app, out, monkeypatch, tmp_path):
     app.write("deploy.yml", "assets: {folders: [public], cdn: {rsync: 'cdn.example.com:/srv/static/'}}\n")
+    app.write("composer.lock", "{}")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "rsync is not installed on this machine: apt install rsync" in checked(app, out)
+    text = checked(app, out)
+    assert "rsync is not installed on this machine: apt install rsync" in text
+    assert "php is not installed on this machine: apt install php-cli" in text
 
 
 def test_a_queue_server_that_a_host_does_not_reach_is_a_problem(machines, app, out):

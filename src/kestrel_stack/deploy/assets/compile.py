@@ -99,8 +99,10 @@ def _sources(tree: Tree, spec: AssetsSpec) -> dict[str, Source]:
             raise Refused(f"deploy.yml: assets.folders: the commit has no file in {folder}")
         for path in paths:
             name = path.removeprefix(f"{folder}/")
+            if _left_out(name, spec):
+                continue
             data = _content(tree, path)
-            if data is None or _left_out(name, spec):
+            if data is None:
                 continue
             if name in sources:
                 raise Refused(
@@ -125,16 +127,25 @@ def _left_out(name: str, spec: AssetsSpec) -> str:
 
 
 def _content(tree: Tree, path: str) -> bytes | None:
-    """Return a file's bytes, through links inside the application; None for a link to anything else."""
+    """Return a file's bytes, through links inside the application; None for a link that leads out.
+
+    Raises Refused for a link to a folder: what is in there would be missed by the first page that shows it.
+    """
+    place = path
     for _ in range(8):
-        file = tree.get(path)
+        file = tree.get(place)
         if file is None:
+            if any(name.startswith(f"{place}/") for name in tree):
+                raise Refused(
+                    f"assets: {path} is a link to the folder {place}: name that one in assets.folders, or"
+                    " leave the link out with assets.ignore"
+                )
             return None
         if file.link is None:
             return file.data
         if file.link.startswith("/"):
             return None
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(path), file.link))
+        place = posixpath.normpath(posixpath.join(posixpath.dirname(place), file.link))
     return None
 
 

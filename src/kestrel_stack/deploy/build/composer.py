@@ -53,6 +53,12 @@ def add_vendor(tree: Tree, folders: Sequence[str], cache: Path) -> dict[str, Fil
     return made
 
 
+def require_tools(folders: Sequence[str]) -> None:
+    """Refuse what this machine has no Composer or PHP for: asked before anything is built."""
+    if folders:
+        _tools()
+
+
 class _Project:
     """One folder with a composer.json."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import after, assets, description, plan
 from ..appspec import AppSpec, parse_app_spec
+from ..build import composer
 from ..description import ROOT, Host
 from ..errors import DONE, Refused
 from ..hoststate import describe_lock
@@ -53,10 +54,11 @@ def check(env: str, app: str, limit: str | None, out: Report) -> int:
 def _problems_here(spec: AppSpec) -> list[str]:
     """Say what this machine lacks, each with its fix."""
     found = after.problems(spec.after)
-    try:
-        assets.require_tools(spec.assets)
-    except Refused as refused:
-        found.append(str(refused))
+    for require in (lambda: assets.require_tools(spec.assets), lambda: composer.require_tools(spec.composer)):
+        try:
+            require()
+        except Refused as refused:
+            found.append(str(refused))
     return found
 
 
@@ -65,7 +67,8 @@ def _read_spec(app: str) -> AppSpec:
     folder = Path(app) if Path(app).is_dir() else ROOT / app
     path = folder / "deploy.yml"
     try:
-        return parse_app_spec(path.read_text(encoding="utf-8"), str(path))
+        own_composer = ["."] if (folder / "composer.lock").is_file() else []
+        return parse_app_spec(path.read_text(encoding="utf-8"), str(path), composer=own_composer)
     except FileNotFoundError:
         raise Refused(f"there is no {path}: --app names the application's folder") from None
     except (OSError, UnicodeDecodeError) as error:
