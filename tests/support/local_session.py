@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -40,6 +41,8 @@ class LocalSession:
         self.refusing: set[str] = set()
         """Hosts to which no connection comes up."""
         self.lost_locks: dict[str, Exception] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        """What ran last on each host."""
         self._cut: dict[str, threading.Event] = {name: threading.Event() for name in names}
 
     def make(self, **about: Any) -> None:
@@ -107,7 +110,7 @@ class LocalSession:
             (scripts.LOGS, tree.logs.parent),
         ):
             script = script.replace(there, str(here))
-        process = tree.start(script)
+        process = self.processes[host.name] = tree.start(script)
         lines: list[str] = []
         errors: list[str] = []
 

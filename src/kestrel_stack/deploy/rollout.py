@@ -604,12 +604,13 @@ class Rollout:
                     state = self._look_again(host, int(2 * limit))
                     if state is None:
                         return
-                    if state.current == old:
-                        self.stand[host.name] = BEFORE if self._runs_again(host, old, state) else BROKEN
+                    if state.current == old and self._runs_again(host, old, state):
+                        self.stand[host.name] = BEFORE
                         return
-                    if state.current != new:
+                    if state.current not in (old, new):
                         self.stand[host.name] = FOREIGN
                         return
+                    # Back already, perhaps, but without its workers: the way back starts them.
                 self._switch(host, new, old, Pace(), going_back=True)
                 return
             except Exception as again:

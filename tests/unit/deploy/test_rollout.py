@@ -343,6 +343,21 @@ def test_what_was_broken_before_the_deploy_may_be_broken_after_it(session):
     assert rollout.stand["h1"] == BEFORE
 
 
+def test_workers_that_a_switch_left_down_are_started_again(session):
+    tree = session.trees["h2"]
+    slow = tree.mark("slow-drain-shop_a")
+
+    def kill():
+        wait_for((tree.base / "in-drain-shop_a").exists)
+        session.processes["h2"].kill()
+        # The script is gone, what it had begun goes on.
+        slow.unlink()
+        wait_for(lambda: tree.workers == {"shop_a": None, "shop_b": None})
+
+    rolled = Rolled(session, during=kill)
+    rolled.is_as_before()
+
+
 # --- connections -----------------------------------------------------------------------------------------
 
 

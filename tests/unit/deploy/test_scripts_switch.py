@@ -167,6 +167,67 @@ def test_nothing_is_switched_to_a_release_without_a_complete_venv(running):
     assert running.current == OLD
 
 
+# --- what the machine refuses ----------------------------------------------------------------------------
+
+# A full disk, for what makes links: it takes so many.
+FULL = """
+ln() {
+    echo >>"$TREE/links"
+    if [ "$(wc -l <"$TREE/links")" -gt LINKS ]; then echo "ln: No space left on device" >&2; return 1; fi
+    command ln "$@"
+}
+"""
+
+
+def test_a_link_that_cannot_be_made_puts_the_host_back(running):
+    code, lines, err = running.run(FULL.replace("LINKS", "0") + switch(running, OLD, NEW))
+    assert code == 1
+    assert "No space left on device" in err
+    assert (said(lines, "failed"), stand(lines)) == (["link"], ["before"])
+    assert running.current == OLD
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
+def test_when_the_link_cannot_be_made_on_the_way_back_the_workers_stay_on_what_is_there(running):
+    running.mark("fail-ping")
+    code, lines, _ = running.run(FULL.replace("LINKS", "1") + switch(running, OLD, NEW, pings=PINGS))
+    assert (code, stand(lines)) == (1, ["stuck"])
+    assert running.current == NEW
+    assert running.workers == {"shop_a": NEW, "shop_b": NEW}
+    way_back = FULL.replace("LINKS", "1") + switch(running, NEW, OLD, going_back=True)
+    code, lines, err = running.run(way_back)
+    assert (code, stand(lines)) == (1, ["stuck"])
+    assert "current could not be changed" in err
+
+
+def test_what_an_interrupted_switch_left_is_in_nobodys_way(running):
+    (running.srv / ".current.new").mkdir()
+    (running.srv / ".current.new" / "left").touch()
+    code, lines, err = running.run(switch(running, OLD, NEW))
+    assert (code, stand(lines)) == (0, ["after"]), err
+
+
+def test_a_log_that_cannot_be_read_does_not_leave_the_workers_down(running):
+    (running.logs / "odd.log").mkdir()
+    code, lines, err = running.run(switch(running, OLD, NEW))
+    assert (code, stand(lines)) == (0, ["after"]), err
+
+
+def test_however_it_is_ended_no_workers_stay_down(running):
+    slow = running.mark("slow-drain-shop_b")
+    process = running.start(switch(running, OLD, NEW))
+    wait_for((running.base / "in-drain-shop_b").exists)
+    os.kill(process.pid, signal.SIGUSR1)
+    slow.unlink()
+    lines = process.stdout.read().decode().splitlines()
+    process.stderr.read()
+    assert process.wait(20) != 0
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+    assert stand(lines) == ["before"]
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
 # --- verifying -------------------------------------------------------------------------------------------
 
 
