@@ -608,7 +608,9 @@ def test_fields_are_readable_and_cannot_draw_on_the_screen():
 
 def test_colours_are_for_a_terminal(machines):
     machines["worker1"].log("shop_a_00").write_text(line("first " + "x" * 90).replace("info", "error") + "\n")
-    terminal = Report(Console(file=io.StringIO(), force_terminal=True, width=60, color_system="standard"))
+    terminal = Report(
+        Console(file=io.StringIO(), force_terminal=True, no_color=False, width=60, color_system="standard")
+    )
     assert commands.logs(commands.AskLogs(), terminal) == DONE
     assert "\x1b[31m" in said(terminal)
     # One line stays one line, however narrow the terminal.

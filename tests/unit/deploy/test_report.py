@@ -48,7 +48,9 @@ def piped():
 
 @pytest.fixture
 def terminal():
-    return Report(Console(file=io.StringIO(), force_terminal=True, width=100, color_system="truecolor"))
+    return Report(
+        Console(file=io.StringIO(), force_terminal=True, no_color=False, width=100, color_system="truecolor")
+    )
 
 
 # --- texts --------------------------------------------------------------------------------------------
