@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -130,14 +130,15 @@ def batch_size(batch: str, hosts: int) -> int:
     return int(batch)
 
 
-def batches(hosts: Sequence[Any], pace: Pace) -> list[Batch]:
+def batches(hosts: Sequence[Any], pace: Pace, new: Collection[Any] = ()) -> list[Batch]:
     """Split the hosts into what is switched together, the canary first, else in the inventory's order.
 
     A canary stands for the others, so one host alone is none, and one is always left for it to stand for. It
-    is a host with workers if there is one: jobs are what shows whether a release is good.
+    is a host with workers if there is one: jobs are what shows whether a release is good. ``new`` are the
+    hosts without a release, which can be compared with nothing: none of them is a canary if it can be helped.
     """
     size = batch_size(pace.batch, len(hosts))
-    telling = sorted(hosts, key=lambda host: not host.queues)
+    telling = sorted(hosts, key=lambda host: (host in new, not host.queues))
     first = telling[: min(pace.canary, len(hosts) - 1)] if hosts else []
     rest = [host for host in hosts if host not in first]
     made = [Batch(tuple(first), canary=True)] if first else []

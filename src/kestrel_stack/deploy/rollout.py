@@ -333,7 +333,8 @@ class Rollout:
         A host whose release is the one that it is on already is restarted in place.
         """
         self._phase = "rolling"
-        batches = plan.batches(list(to), pace)
+        new = [host for host in to if not self.session.states[host.name].current]
+        batches = plan.batches(list(to), pace, new)
         try:
             self._forward(batches, to, pace)
         except BaseException:

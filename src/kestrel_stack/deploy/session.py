@@ -68,10 +68,12 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for talk in self._holds.values():
-            talk.close()
-        for remote in self.remotes.values():
-            remote.close()
+        # How the command has ended is decided; Ctrl-C must not make something else of it now.
+        with hearing(lambda *_: None):
+            for talk in self._holds.values():
+                talk.close()
+            for remote in self.remotes.values():
+                remote.close()
 
     # --- scripts --------------------------------------------------------------------------------------
 
@@ -370,15 +372,6 @@ def interruptible() -> AbstractContextManager[None]:
         raise KeyboardInterrupt
 
     return hearing(interrupt)
-
-
-def uninterrupted(out: Report) -> AbstractContextManager[None]:
-    """Answer Ctrl-C with patience: what follows puts the hosts in order, and is bounded."""
-
-    def explain(*_: object) -> None:
-        out.step("Putting the hosts in order, this ends by itself")
-
-    return hearing(explain)
 
 
 def timestamp() -> str:

@@ -324,6 +324,14 @@ def test_a_host_with_workers_is_the_better_canary():
     assert order(hosts[:1] * 1 + [machine("web2", workers=False)], canary=1) == ["canary web1", "web2"]
 
 
+def test_a_host_without_a_release_is_a_canary_only_among_its_like():
+    hosts = [machine("added"), machine("old"), machine("pages", workers=False)]
+    made = plan.batches(hosts, plan.Pace(canary=1), hosts[:1])
+    assert [[host.name for host in batch.hosts] for batch in made] == [["old"], ["added"], ["pages"]]
+    made = plan.batches(hosts, plan.Pace(canary=1), hosts)
+    assert made[0].hosts == (hosts[0],)
+
+
 @given(st.integers(1, 60), st.integers(1, 100), st.integers(0, 5))
 def test_every_host_is_in_exactly_one_batch(hosts, share, canary):
     machines = [machine(str(number), workers=number % 3 == 0) for number in range(hosts)]

@@ -388,3 +388,19 @@ def test_a_connection_that_sshd_drops_is_tried_again(machines):
     assert one.dropped > 0
     for remote in remotes:
         remote.close()
+
+
+def test_ctrl_c_while_connections_are_closed_does_not_change_how_a_command_ends(machines, monkeypatch):
+    made = session(*machines("one"))
+    close = ssh.Remote.close
+    closed = []
+
+    def press(remote):
+        os.kill(os.getpid(), signal.SIGINT)
+        close(remote)
+        closed.append(remote.name)
+
+    with monkeypatch.context() as patch, made:
+        made.inspect()
+        patch.setattr(ssh.Remote, "close", press)
+    assert closed == ["one"]

@@ -107,7 +107,7 @@ def deploy(ask: Ask, out: Report) -> int:
         session.require_fit()
         show_plan(session)
         _warn_of_deleted(session, out)
-        _show_pace(session.hosts, pace, source, out)
+        _show_pace(session, pace, source, out)
         if ask.dry_run:
             return _dry_run(session, found, building, pace, ask, out)
         if not ask.yes and not out.confirm(f"Deploy {source.rev[:8]} to {environment.name}?"):
@@ -134,10 +134,9 @@ def deploy(ask: Ask, out: Report) -> int:
                 rollout.succeeded(source.spec.keep)
         except DeployError as error:
             if rollout.tried:
-                _tell(session, rollout, source, started_at, out, str(error))
+                _afterwards(session, rollout, source, started_at, out, str(error))
             raise
-        _tell(session, rollout, source, started_at, out)
-        build.trim_cache()
+        _afterwards(session, rollout, source, started_at, out)
     return DONE
 
 
@@ -180,16 +179,17 @@ def _warn_of_deleted(session: Session, out: Report) -> None:
             )
 
 
-def _show_pace(hosts: tuple[Host, ...], pace: Pace, source: build.Source, out: Report) -> None:
+def _show_pace(session: Session, pace: Pace, source: build.Source, out: Report) -> None:
     """Print in which order the hosts are switched."""
-    batches = plan.batches(hosts, pace)
+    new = [host for host in session.hosts if not session.states[host.name].current]
+    batches = plan.batches(session.hosts, pace, new)
     words = []
     for batch in batches:
         names = " + ".join(host.name for host in batch.hosts)
         soaked = f" (canary, watched for {pace.soak} s)" if batch.canary and pace.soak else ""
         soaked = soaked or (" (canary)" if batch.canary else "")
         words.append(f"{names}{soaked}")
-    first = f"migrate on {hosts[0].name}; " if source.spec.migrate else ""
+    first = f"migrate on {session.hosts[0].name}; " if source.spec.migrate else ""
     out.step(f"Order: {first}{', then '.join(words)}")
 
 
@@ -400,7 +400,7 @@ def _dry_run(
     return DONE
 
 
-def _tell(
+def _afterwards(
     session: Session,
     rollout: Rollout,
     source: build.Source,
@@ -408,11 +408,26 @@ def _tell(
     out: Report,
     reason: str = "",
 ) -> None:
-    """Tell Sentry and the webhook of deploy.yml. Never fails a deploy."""
+    """Tell Sentry and the webhook of deploy.yml, and trim the cache. Never changes how a deploy has ended."""
+    try:
+        done = _deployed(session, rollout, source, started_at, reason)
+        after.after_deploy(source.spec.after, done, warn=out.bad, say=out.step)
+        build.trim_cache()
+    except KeyboardInterrupt:
+        # How the hosts stand was decided before.
+        out.bad("stopped before everybody was told of the deploy")
+    except Exception as error:
+        # A defect of ours, after the hosts were switched: it must not look like a deploy that failed.
+        out.bad(f"could not tell of the deploy: {type(error).__name__}: {error}")
+
+
+def _deployed(
+    session: Session, rollout: Rollout, source: build.Source, started_at: datetime, reason: str
+) -> after.Deployed:
     states = [session.states[host.name] for host in session.hosts]
     before = next((state for state in states if state.current), states[0])
     earlier = before.current_release
-    done = after.Deployed(
+    return after.Deployed(
         session.environment.app,
         session.environment.name,
         rollout.name,
@@ -430,11 +445,3 @@ def _tell(
         path=source.prefix,
         started_at=started_at,
     )
-    try:
-        after.after_deploy(source.spec.after, done, warn=out.bad, say=out.step)
-    except KeyboardInterrupt:
-        # How the hosts stand was decided before.
-        out.bad("stopped before everybody was told of the deploy")
-    except Exception as error:
-        # A defect of ours, after the hosts were switched: it must not look like a deploy that failed.
-        out.bad(f"could not tell of the deploy: {type(error).__name__}: {error}")
