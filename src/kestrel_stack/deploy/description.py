@@ -25,8 +25,14 @@ QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
 LANGUAGES = ("python", "php")
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 
+WEB_REQUEST_TIMEOUT = 30
+"""Role web's default of ``web_request_timeout``, in seconds."""
+
 _READ = ("kestrel_stack_app", "kestrel_stack_namespace", "kestrel_stack_environment", "kestrel_stack_queues")
-_READ_PER_HOST = ("ansible_host", "ansible_port", "kestrel_stack_address", "deploy_user", "deploy_ssh_config")
+_READ_PER_HOST = (
+    "ansible_host", "ansible_port", "kestrel_stack_address", "deploy_user", "deploy_ssh_config",
+    "web_request_timeout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Host:
     """The queues whose workers run here; none on a host that is not in the group ``consumers``."""
     web: bool = False
     """Whether it serves the application's pages: it is in the group ``web``."""
+    web_request_timeout: int = WEB_REQUEST_TIMEOUT
+    """Seconds that one request for a page may take, and a release that is replaced to finish it."""
 
 
 @dataclass(frozen=True)
@@ -205,8 +213,20 @@ def _host(inventory: _Inventory, name: str, namespace: str, *, runs_workers: boo
             f"{where}: deploy_ssh_config names {config}, which does not exist (in the lab, bin/up makes it)"
         )
     queues = _queues(where, variables.get("kestrel_stack_queues"), namespace) if runs_workers else ()
+    timeout = variables.get("web_request_timeout", WEB_REQUEST_TIMEOUT)
+    if web and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 1):
+        raise Refused(
+            f"{where}: web_request_timeout is {timeout!r}; it must be a whole number of at least 1 (seconds)"
+        )
     return Host(
-        name, str(address or name), int(port) if port is not None else None, user, config, queues, web
+        name,
+        str(address or name),
+        int(port) if port is not None else None,
+        user,
+        config,
+        queues,
+        web,
+        timeout if web else WEB_REQUEST_TIMEOUT,
     )
 
 

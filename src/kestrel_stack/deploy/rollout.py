@@ -46,7 +46,8 @@ SAME_SECONDS = 15.0
 """Seconds within which all hosts have to be seen on one release at the end: a worker that has done its share
 of jobs is down for a moment."""
 WEB_SECONDS = 120
-"""Seconds that what serves pages may take to change to another release."""
+"""Seconds that what serves pages may take to change to another release, beside the requests that the old one
+finishes and the one that the new one is asked."""
 RECONNECT_SECONDS = 45.0
 """A host that was lost is asked again for so long."""
 SHOWN_LINES = 16
@@ -410,7 +411,7 @@ class Rollout:
         drain = max((queue.job_timeout + 10 for queue in host.queues), default=0)
         start = sum(10 * queue.processes for queue in host.queues)
         hooks = sum(scripts.HOOK_SECONDS + 10 for side in sides for command in side.hooks.values() if command)
-        web = WEB_SECONDS if host.web else 0
+        web = WEB_SECONDS + 2 * host.web_request_timeout if host.web else 0
         asked = pings.seconds + 15 if pings else 0
         return 60 + drain + start + web + self._verify_seconds(host) + asked + hooks
 

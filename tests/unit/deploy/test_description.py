@@ -4,6 +4,7 @@ import copy
 import shutil
 
 import pytest
+import yaml
 
 from kestrel_stack.deploy import description
 from kestrel_stack.deploy.description import parse_environment
@@ -69,6 +70,14 @@ def test_a_host_serves_pages_when_it_is_in_the_group_web_or_in_a_group_of_it():
     data["fronts"] = {"hosts": ["web1"]}
     assert [(host.name, host.web) for host in parse(data).hosts] == [("worker1", False), ("web1", True)]
     assert [host.web for host in parse(listing()).hosts] == [True, True]
+
+
+def test_a_switch_waits_for_the_longest_request_that_a_host_serves():
+    defaults = yaml.safe_load((ROOT / "ansible/roles/web/defaults/main.yml").read_text())
+    worker, web = parse(listing(web1={"web_request_timeout": 900})).hosts
+    assert (worker.web_request_timeout, web.web_request_timeout) == (defaults["web_request_timeout"], 900)
+    for value in (0, True, "soon", "{{ x }}"):
+        refused(listing(web1={"web_request_timeout": value}), "host web1", "web_request_timeout")
 
 
 def test_queues_of_both_languages_are_taken_and_a_drain_waits_for_the_longest_job_a_worker_may_have():

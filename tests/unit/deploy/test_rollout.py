@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -222,6 +223,23 @@ def test_hosts_of_one_batch_fail_and_go_back_each_for_itself(session):
     rolled = Rolled(session, pace=Pace(batch="3"))
     rolled.is_as_before()
     assert rolled.error.code == FAILED
+
+
+def test_a_switch_may_take_as_long_as_the_requests_that_the_old_release_finishes(tmp_path):
+    session = LocalSession(tmp_path, ("h1",), web=True)
+    session.hosts = (replace(session.hosts[0], web_request_timeout=900),)
+    session.make()
+    limits = []
+    run = session.run
+
+    def noting(host, script, what, timeout=60, **more):
+        if what == "switch":
+            limits.append(timeout)
+        return run(host, script, what, timeout, **more)
+
+    session.run = noting
+    assert Rolled(session).error is None
+    assert limits[0] >= 2 * 900
 
 
 def test_a_first_deploy_that_fails_on_the_second_host_leaves_no_release_anywhere(tmp_path):
