@@ -10,9 +10,10 @@ import subprocess
 import brotli
 import pytest
 
-from kestrel_stack.deploy.assets import AssetsSpec, compile_assets
+from kestrel_stack.deploy.assets import MANIFESTS, AssetsSpec, compile_assets
 from kestrel_stack.deploy.build.tree import File
 from kestrel_stack.deploy.errors import Refused
+from support.deploy import ROOT
 
 PUBLIC = AssetsSpec(("public",))
 
@@ -136,6 +137,10 @@ def test_code_and_hidden_files_are_never_published():
             "a.phtml",
             "b.inc",
             "c.py",
+            "index.php~",
+            "d.php.bak",
+            "config.inc.php.dist",
+            "e.SQL.old~",
             ".htaccess",
             ".git/config",
             "x/.env",
@@ -144,6 +149,18 @@ def test_code_and_hidden_files_are_never_published():
     made = compiled({"public/a.css": "a{}", **files})
     assert list(manifest(made)["files"]) == ["a.css"]
     assert not any(b"secret" in file.data for file in made.values())
+
+
+def test_the_web_server_knows_every_name_that_is_given_as_one_with_a_hash():
+    template = (ROOT / "templates/etc/kestrel-stack/web/nginx.conf.j2").read_text()
+    pattern = re.search(r'"~(.+)" "public, max-age=31536000, immutable";', template)[1]
+    names = ("a.css", "LICENSE", "x.tar.gz", "404", "my-photo.final.PNG", "dir.v2/font.woff2", ".well/x.txt~")
+    given = compiled({f"public/{name.lstrip('.')}": "x" * 500 for name in names})
+    served = [f"/{path}" for path in given if path not in MANIFESTS]
+    assert len(served) > len(names)  # compressed copies as well
+    assert [path for path in served if not re.search(pattern, path)] == []
+    for plain in ("/_assets/a.css", "/_assets/manifest.json", "/_assets/LICENSE", "/_assets/v1.2.3/a.js"):
+        assert not re.search(pattern, plain)
 
 
 def test_a_link_to_a_folder_is_refused_unless_it_is_ignored():

@@ -37,6 +37,10 @@ CODE = frozenset(_CODE.split())
 """Suffixes that are never published: folders that a web server uses as its root have code in them as well."""
 
 
+COPIES = frozenset([".bak", ".dist", ".example", ".old", ".orig", ".rej", ".sample", ".save", ".swp", ".tmp"])
+"""Suffixes that editors and people put behind a name: what is in there is what it was."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A file of the commit that becomes an asset."""
@@ -119,11 +123,18 @@ def _left_out(name: str, spec: AssetsSpec) -> str:
     path = PurePosixPath(name)
     if any(part.startswith(".") for part in path.parts):
         return "is hidden, and hidden files are never published"
-    if path.suffix.lower() in CODE:
+    if _may_be_code(path):
         return "is never published, since it may be code"
     if ignored(name, spec.ignore):
         return "is left out by assets.ignore"
     return ""
+
+
+def _may_be_code(path: PurePosixPath) -> bool:
+    suffixes = [suffix.rstrip("~").lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in COPIES:
+        suffixes.pop()
+    return bool(suffixes) and suffixes[-1] in CODE
 
 
 def _content(tree: Tree, path: str) -> bytes | None:
