@@ -266,6 +266,7 @@ def test_hashed_files_are_cached_for_good_and_packed_and_others_asked_for_again(
     site.run(
         f"cd {ROOT}/assets && mkdir -p css && echo plain >{hashed} && echo gz | gzip >{hashed}.gz"
         f" && echo brotli >{hashed}.br && echo {{}} >names.json && echo x >.hidden"
+        " && echo >module.0123456789abcdef.mjs && echo >LICENSE.0123456789abcdef"
         " && ln -s /etc/passwd link.txt"
     )
     status, headers, body = site.get(f"/assets/{hashed}")
@@ -281,6 +282,11 @@ def test_hashed_files_are_cached_for_good_and_packed_and_others_asked_for_again(
         assert headers["content-type"] == ["text/css; charset=utf-8"]
         assert headers["cache-control"] == ["public, max-age=31536000, immutable"]
     assert site.get("/assets/names.json")[1]["cache-control"] == ["no-cache"]
+    # A browser runs no module that is of another type.
+    module = site.get("/assets/module.0123456789abcdef.mjs")[1]
+    assert module["content-type"] == ["application/javascript; charset=utf-8"]
+    bare = site.get("/assets/LICENSE.0123456789abcdef")[1]
+    assert bare["cache-control"] == ["public, max-age=31536000, immutable"]
     status, headers, _ = site.get("/assets/css/gone.0123456789abcdef.css")
     assert status == 404
     assert "cache-control" not in headers
