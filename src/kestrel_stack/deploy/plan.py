@@ -186,6 +186,9 @@ def to_remove(state: HostState, new: str, venv: str, previous: str, keep: int) -
     kept = set(good[:keep]) | {new, previous}
     gone = [release.name for release in state.releases if release.name not in kept]
     used = {release.venv for release in state.releases if release.name in kept}
+    if "" in used or (previous and state.release(previous) is None):
+        # The release.json of one that stays is gone or cannot be read: any venv may be its own.
+        return gone, []
     return gone, [name for name in state.venvs if name not in used | {venv}]
 
 

@@ -233,6 +233,15 @@ def test_a_rollback_to_a_release_that_a_host_lacks_names_host_and_choices():
         plan.rollback_target(hosts, R2)
 
 
+def test_no_venv_goes_while_a_release_that_stays_does_not_tell_which_is_its_own():
+    untold = Release(R2, True)
+    hosts = HostState("h", {"current": R2}, (Release(R1, True, venv="v1"), untold), ("v1", "v2", "old"))
+    assert plan.to_remove(hosts, R3, "v3", R2, 5) == ([], [])
+    lost = HostState("h", {"current": R2}, (Release(R1, True, venv="v1"),), ("v1", "v2", "old"))
+    assert plan.to_remove(lost, R3, "v3", R2, 5) == ([], [])
+    assert plan.to_remove(lost, R3, "v3", R1, 5) == ([], ["v2", "old"])
+
+
 def test_a_rollback_to_a_release_that_never_ran_well_is_refused():
     with pytest.raises(Refused, match="was never verified"):
         plan.rollback_target([state(releases=[R1, R2], bad=[R1], current=R2)], R1)

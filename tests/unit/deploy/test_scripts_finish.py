@@ -102,6 +102,13 @@ def test_the_script_that_stays_reports_the_same_as_the_one_that_only_looks(runni
     deploy.end()
 
 
+def test_a_release_with_long_hooks_is_read_whole(running):
+    about = {"venv": "v1", "hooks": {"after_switch": "echo x\n" * 10000}}
+    (running.srv / "releases" / OLD / "release.json").write_text(json.dumps(about))
+    release = looked_at(running).release(OLD)
+    assert (release.venv, release.hooks) == ("v1", about["hooks"])
+
+
 def test_a_clock_is_compared_with_this_machines(running):
     assert abs(looked_at(running).clock_skew) < 5
     lines = ["@ fact clock 1000"]
