@@ -516,6 +516,8 @@ class Rollout:
             return soak.parse(lines)
 
         found = self.session.everywhere(list(hosts), ask)
+        if len(hosts) > 1:
+            found = {host: soak.of_host(sample, host.name) for host, sample in found.items()}
         return soak.merge([found[host] for host in hosts])
 
     def _soak(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import hoststate
@@ -98,6 +98,19 @@ def parse(lines: Sequence[str]) -> Sample:
     return Sample(levels, outcomes, hoststate.parse_groups(lines), "" if levels is not None else trouble)
 
 
+def of_host(sample: Sample, host: str) -> Sample:
+    """Put a host's name before those of its workers, which have the same names on every host."""
+    groups = [
+        replace(
+            group,
+            name=f"{host} {group.name}",
+            processes=tuple(replace(one, name=f"{host} {one.name}") for one in group.processes),
+        )
+        for group in sample.groups
+    ]
+    return replace(sample, groups=tuple(groups))
+
+
 def merge(samples: Sequence[Sample]) -> Sample:
     """Make one sample of those of several canaries: they see the same queues, each its own jobs."""
     outcomes: dict[str, int] | None = None
@@ -134,7 +147,7 @@ def compare(
         # Nobody knows whose they are; without a growth before it they are blamed on what is new.
         if grown:
             return Verdict(False, f"error queues grew: {_listed(grown)}")
-    elif after.parked and not before.parked:
+    elif after.parked and before.outcomes is not None and not before.parked:
         where = f"; error queues: {_listed(grown)}" if grown else ""
         return Verdict(False, f"jobs were given up, and none before: {said}{where}")
     elif after.failed >= MIN_FAILURES and after.share > before.share + WORSE_BY:

@@ -543,6 +543,18 @@ def test_a_canary_is_switched_and_watched_before_the_others(session, monkeypatch
     assert " s (2 jobs, 0 failed, 0 given up in 600 s before)" in printed
 
 
+def test_of_several_canaries_the_one_that_fails_is_named(session, monkeypatch):
+    monkeypatch.setattr(module, "SAMPLE_PAUSE", 0.1)
+
+    def die():
+        wait_for(lambda: session.ran.count(("h2", "soak")) > 1)
+        session.trees["h2"].mark("seen-shop_a", "FATAL")
+
+    rolled = Rolled(session, pace=Pace(canary=2, soak=30), during=die)
+    rolled.is_as_before()
+    assert "soak: worker h2 shop_a_00 is FATAL" in str(rolled.error)
+
+
 def test_a_canary_whose_jobs_are_given_up_takes_itself_back(session, monkeypatch, capsys):
     monkeypatch.setattr(module, "SAMPLE_PAUSE", 0.1)
     tree = session.trees["h1"]

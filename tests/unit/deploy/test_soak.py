@@ -137,6 +137,17 @@ def test_several_canaries_see_the_same_queues_and_their_own_jobs():
     assert soak.merge([Sample(None, None, trouble="x")]).trouble == "x"
 
 
+def test_workers_of_several_canaries_are_told_apart():
+    well, ill = sample(groups=(worker(),)), sample(groups=(worker("STARTING"),))
+    merged = soak.merge([soak.of_host(well, "h1"), soak.of_host(ill, "h2")])
+    assert soak.faults(merged.groups, NEW) == {"h2 shop_mail_00": "worker h2 shop_mail_00 is STARTING"}
+
+
+def test_a_job_that_was_given_up_is_no_growth_where_nobody_knows_what_was_before():
+    assert compare(Sample({}, None, trouble="x"), sample(done=9, parked=1)).ok
+    assert not compare(Sample({}, None, trouble="x"), sample(done=1, parked=4)).ok
+
+
 # --- the program on the host -----------------------------------------------------------------------------
 
 
