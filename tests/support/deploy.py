@@ -221,6 +221,11 @@ sys.exit(bad)
 """
 
 
+def _outside() -> dict[str, str]:
+    """Return this process's environment without what bin/* have set in it: a host has none of that."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("KESTREL_STACK_")}
+
+
 class Tree:
     """A host made of a folder: srv/ is the application's folder, workers are files, scripts run for real."""
 
@@ -248,7 +253,7 @@ class Tree:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "TREE": str(self.base)},
+            env={**_outside(), "TREE": str(self.base)},
             start_new_session=True,
         )
 
