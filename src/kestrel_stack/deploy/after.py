@@ -290,7 +290,7 @@ def _tell_webhook(spec: AfterSpec, done: Deployed, environ: Mapping[str, str], t
         "seconds": round(done.seconds, 1),
         "reason": done.reason or None,
     }
-    _post(address, content, timeout, secrets=(address,))
+    _post(address, content, timeout, secrets=_secrets_in(address))
     return f"The webhook at {urllib.parse.urlsplit(address).hostname} was told"
 
 
@@ -353,6 +353,17 @@ def _webhook_address(spec: AfterSpec, environ: Mapping[str, str]) -> str:
     if not _is_address(address):
         raise _NotTold(f"what {match[1]} holds is no address (https://…)")
     return address
+
+
+def _secrets_in(address: str) -> list[str]:
+    """Return what must not be shown of a webhook's address: all but the host, and its longer parts alone."""
+    parts = urllib.parse.urlsplit(address)
+    rest = address.partition(parts.netloc)[2]
+    pieces = {piece for piece in re.split(r"[/?&=;]", rest) if len(piece) >= 6}
+    known = {address, *pieces, *map(urllib.parse.unquote, pieces)}
+    known |= {rest} if len(rest) > 1 else set()
+    # The longest first: a part that is taken out of it would let the others stand.
+    return sorted(known, key=len, reverse=True)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

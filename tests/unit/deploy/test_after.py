@@ -283,6 +283,20 @@ def test_a_webhooks_address_in_an_answer_is_not_repeated(receiver):
     assert "secret" not in told.text
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"path": "/services/T0/secret%20key", "error": "gone"}',
+        b'{"error": "no hook secret key for T0", "token": "a-secret=="}',
+    ],
+)
+def test_a_server_that_repeats_its_address_does_not_put_it_into_the_log(receiver, said):
+    receiver.status, receiver.answer = 404, said
+    told = Told().tell(AfterSpec(webhook=f"{receiver.url}/services/T0/secret%20key?token=a-secret=="))
+    assert "answered 404 {" in told.text
+    assert "secret" not in told.text
+
+
 def test_nobody_to_tell_is_nothing_to_do():
     assert Told().tell(AfterSpec()).text == ""
 
