@@ -526,6 +526,17 @@ def test_a_venv_whose_build_fails_leaves_nothing(tmp_path):
     assert host.names == []
 
 
+def test_a_shared_folder_that_is_made_can_be_written_by_the_application(host):
+    shared = host.srv / "shared"
+    (shared / "private").mkdir(mode=0o700)
+    directories = ["media", "a/b", "private"]
+    assert host.prepare(NEW, host.bundle(FILES), shared_directories=directories)[0] == 0
+    modes = {name: (shared / name).stat().st_mode & 0o777 for name in ("media", "a", "a/b", "private")}
+    assert modes == {"media": 0o775, "a": 0o775, "a/b": 0o775, "private": 0o700}
+    assert (host.release() / "shop/jobs.py").stat().st_mode & 0o222 == 0
+    assert host.release().stat().st_mode & 0o022 == 0
+
+
 def test_a_wheel_with_another_hash_is_refused_on_the_host_too(tmp_path):
     host = Host(tmp_path, venv=False)
     stack, library = make_wheel(tmp_path / "w", "stack"), make_wheel(tmp_path / "w", "library")
