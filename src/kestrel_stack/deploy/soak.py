@@ -8,8 +8,9 @@ back because a server that it does not run on was away.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import hoststate
@@ -23,6 +24,8 @@ MIN_FAILURES = 3
 WORSE_BY = 0.2
 """How much larger the share of failed jobs may be than with the old release. A job that depends on others
 fails now and then; a release with a defect fails most jobs of a kind."""
+BY_CHANCE = 0.001
+"""Where jobs failed before, so improbable it must be that more fail by chance: there are many looks."""
 STANDS_STILL = 0.9
 """A queue's head that has aged by this share of the time that went by was not taken by anybody meanwhile."""
 
@@ -48,6 +51,8 @@ class Sample:
     groups: tuple[Group, ...] = ()
     trouble: str = ""
     """Why there are no levels."""
+    kinds: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """The same as ``outcomes``, by kind of job."""
 
     @property
     def ended(self) -> int:
@@ -65,9 +70,18 @@ class Sample:
         return (self.outcomes or {}).get("parked", 0)
 
     @property
+    def given_up_at_once(self) -> int:
+        """Jobs that were given up at the first attempt; the others may have failed under another release."""
+        return self.parked - (self.outcomes or {}).get("late", 0)
+
+    @property
     def share(self) -> float:
         """Share of failed jobs, 0 when none ended."""
         return self.failed / self.ended if self.ended else 0.0
+
+    def of_kind(self, kind: str) -> Sample:
+        """Return what is known of one kind of job alone."""
+        return Sample(outcomes=self.kinds.get(kind, {}))
 
 
 @dataclass(frozen=True)
@@ -83,11 +97,15 @@ def parse(lines: Sequence[str]) -> Sample:
     """Read what the sample script said."""
     levels: Mapping[str, Level] | None = None
     outcomes: Mapping[str, int] | None = None
+    kinds: dict[str, Mapping[str, int]] = {}
     trouble = "the queues could not be counted"
     for words in hoststate.events(lines):
         if words[0] == "outcomes" and len(words) > 1:
             found = _object(words[1])
-            outcomes = None if found is None else {str(key): _whole(value) for key, value in found.items()}
+            outcomes = None if found is None else _numbers(found)
+        elif words[0] == "kinds" and len(words) > 1:
+            found = _object(words[1]) or {}
+            kinds = {kind: _numbers(value) for kind, value in found.items() if isinstance(value, dict)}
         elif words[0] == "queues":
             data = _object(words[1]) if len(words) > 1 else None
             queues = (data or {}).get("queues")
@@ -95,7 +113,8 @@ def parse(lines: Sequence[str]) -> Sample:
                 levels = {str(name): _level(about) for name, about in queues.items()}
             elif len(words) > 1:
                 trouble = " ".join(words[1:])
-    return Sample(levels, outcomes, hoststate.parse_groups(lines), "" if levels is not None else trouble)
+    trouble = "" if levels is not None else trouble
+    return Sample(levels, outcomes, hoststate.parse_groups(lines), trouble, kinds)
 
 
 def of_host(sample: Sample, host: str) -> Sample:
@@ -113,20 +132,22 @@ def of_host(sample: Sample, host: str) -> Sample:
 
 def merge(samples: Sequence[Sample]) -> Sample:
     """Make one sample of those of several canaries: they see the same queues, each its own jobs."""
-    outcomes: dict[str, int] | None = None
-    for sample in samples:
-        for outcome, number in (sample.outcomes or {}).items():
-            outcomes = outcomes or {}
-            outcomes[outcome] = outcomes.get(outcome, 0) + number
-        if sample.outcomes is not None and outcomes is None:
-            outcomes = {}
+    counted = [sample.outcomes for sample in samples if sample.outcomes is not None]
+    names = dict.fromkeys(kind for sample in samples for kind in sample.kinds)
+    kinds = {kind: _sum([sample.kinds.get(kind, {}) for sample in samples]) for kind in names}
     known = next((sample for sample in samples if sample.levels is not None), None)
     return Sample(
         known.levels if known else None,
-        outcomes,
+        _sum(counted) if counted else None,
         tuple(group for sample in samples for group in sample.groups),
         known.trouble if known else (samples[0].trouble if samples else ""),
+        kinds,
     )
+
+
+def _sum(counted: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    keys = dict.fromkeys(key for numbers in counted for key in numbers)
+    return {key: sum(numbers.get(key, 0) for numbers in counted) for key in keys}
 
 
 def compare(
@@ -147,11 +168,17 @@ def compare(
         # Nobody knows whose they are; without a growth before it they are blamed on what is new.
         if grown:
             return Verdict(False, f"error queues grew: {_listed(grown)}")
-    elif after.parked and before.outcomes is not None and not before.parked:
+    elif after.given_up_at_once and before.outcomes is not None and not before.parked:
         where = f"; error queues: {_listed(grown)}" if grown else ""
         return Verdict(False, f"jobs were given up, and none before: {said}{where}")
-    elif after.failed >= MIN_FAILURES and after.share > before.share + WORSE_BY:
+    elif _worse(before, after):
         return Verdict(False, f"more jobs fail than before: {said}")
+    for kind in sorted(after.kinds if before.outcomes is not None else ()):
+        # A kind that is one job in twenty would not be seen among the others.
+        one, other = before.of_kind(kind), after.of_kind(kind)
+        if _worse(one, other):
+            text = f"more jobs {kind} fail than before: {_seen(other)} ({_seen(one)} before); all: {said}"
+            return Verdict(False, text)
     for queue, level in sorted((after.levels or {}).items()):
         earlier = (before.levels or {}).get(queue, Level())
         patience = timeouts.get(queue)
@@ -181,6 +208,22 @@ def faults(groups: Sequence[Group], release: str) -> dict[str, str]:
     return found
 
 
+def _worse(before: Sample, after: Sample) -> bool:
+    if after.failed < MIN_FAILURES or after.share <= before.share + WORSE_BY:
+        return False
+    # Of few jobs many fail by chance where some always do; of more than these, such a share is none.
+    few = before.failed and after.ended <= 1000
+    return not few or _chance(after.failed, after.ended, before.share) < BY_CHANCE
+
+
+def _chance(failed: int, jobs: int, share: float) -> float:
+    """Return how probable it is that so many of so many jobs fail, or more, if each does with this share."""
+    return sum(
+        math.comb(jobs, number) * share**number * (1 - share) ** (jobs - number)
+        for number in range(failed, jobs + 1)
+    )
+
+
 def _growth(before: Sample, after: Sample) -> dict[str, int]:
     if before.levels is None or after.levels is None:
         return {}
@@ -205,6 +248,10 @@ def _level(about: Any) -> Level:
     oldest = about.get("oldest_s")
     known = isinstance(oldest, (int, float)) and not isinstance(oldest, bool)
     return Level(_whole(about.get("items")), _whole(about.get("errors")), float(oldest) if known else None)
+
+
+def _numbers(found: Mapping[str, Any]) -> dict[str, int]:
+    return {str(key): _whole(value) for key, value in found.items()}
 
 
 def _whole(value: Any) -> int:

@@ -58,10 +58,36 @@ def test_a_canary_without_a_job_is_no_failure():
         (sample(done=100), sample(done=97, retry=3), True),
         (sample(done=50, retry=50), sample(done=5, retry=6), True),
         (sample(), sample(done=0, retry=3), False),
+        # A third of all failed before: of five jobs three may, by chance, and of fifty not thirty.
+        (sample(done=200, retry=100), sample(done=2, retry=3), True),
+        (sample(done=200, retry=100), sample(done=20, retry=30), False),
+        (sample(done=20000, retry=10000), sample(done=2000, retry=3000), False),
     ],
 )
 def test_more_failures_than_before_are_a_failure(before, after, ok):
     assert compare(before, after).ok is ok
+
+
+def of_kinds(**kinds):
+    return soak.merge([Sample({}, counted, kinds={kind: counted}) for kind, counted in kinds.items()])
+
+
+def test_a_kind_of_job_that_fails_is_seen_among_many_others():
+    before = of_kinds(Mail={"done": 5000}, Video={"done": 100, "retry": 4})
+    assert compare(before, of_kinds(Mail={"done": 300}, Video={"done": 5, "retry": 1})).ok
+    verdict = compare(before, of_kinds(Mail={"done": 300}, Video={"retry": 5}))
+    assert not verdict.ok
+    assert verdict.text.startswith("more jobs Video fail than before: 5 jobs, 5 failed, 0 given up (104 job")
+    # It failed like that before.
+    assert compare(of_kinds(Video={"retry": 9}), of_kinds(Mail={"done": 300}, Video={"retry": 5})).ok
+
+
+def test_a_job_that_is_given_up_after_retries_may_be_the_old_releases():
+    before = Sample({}, {"done": 100, "retry": 2})
+    assert compare(before, Sample({}, {"done": 50, "parked": 1, "late": 1})).ok
+    assert not compare(before, Sample({}, {"done": 50, "parked": 2, "late": 1})).ok
+    # It is a failure all the same.
+    assert not compare(before, Sample({}, {"done": 1, "parked": 4, "late": 4})).ok
 
 
 def test_an_error_queue_that_grows_by_other_hosts_jobs_is_not_the_canarys():
@@ -115,6 +141,7 @@ def test_what_the_script_says_is_read_and_what_is_garbled_is_unknown():
     found = soak.parse(
         [
             '@ log shop_mail_00 {"outcome": "retry"}',
+            '@ kinds {"Mail": {"done": 3, "retry": 1}, "x": 3}',
             '@ outcomes {"done": 3, "retry": 1}',
             '@ workers shop_mail 0 {"processes": [{"name": "m", "state": "RUNNING", "release": "r"}]}',
             f"@ queues {json.dumps(count)}",
@@ -122,6 +149,7 @@ def test_what_the_script_says_is_read_and_what_is_garbled_is_unknown():
     )
     assert found.levels == {"mail": Level(4, 2, 1.5), "x": Level(0, 0, None)}
     assert (found.ended, found.failed, found.parked) == (4, 1, 0)
+    assert found.kinds == {"Mail": {"done": 3, "retry": 1}}
     assert [group.name for group in found.groups] == ["shop_mail"]
     for lines in ([], ["@ queues"], ["@ queues {", "@ outcomes {"], ["@ queues []", "@ outcomes x"]):
         assert (soak.parse(lines).levels, soak.parse(lines).outcomes) == (None, None)
@@ -202,12 +230,33 @@ def test_since_the_switch_is_since_the_link_was_made(tmp_path):
     (tmp_path / "current").symlink_to("releases/x")
     os.utime(tmp_path / "current", (time.time() - 50,) * 2, follow_symlinks=False)
     (tmp_path / "logs/shop_mail_00.log").write_text(f"{job('retry', 60)}\n{job('done', 40)}\n")
-    assert run(tmp_path, "current", "shop_mail") == (0, ['@ outcomes {"done": 1}'])
+    code, lines = run(tmp_path, "current", "shop_mail")
+    assert (code, lines[-1]) == (0, '@ outcomes {"done": 1}')
 
 
 def test_logs_that_cannot_be_read_are_not_taken_for_no_jobs(tmp_path):
     assert run(tmp_path, "600", "shop_mail")[0] == 1
-    assert run(tmp_path, "600") == (0, ["@ outcomes {}"])
+    assert run(tmp_path, "600") == (0, ["@ kinds {}", "@ outcomes {}"])
+
+
+def test_jobs_are_counted_by_kind_and_those_given_up_after_retries_apart(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/shop_mail_00.log").write_text(
+        "\n".join(
+            [
+                job("done", 9, job="Mail", attempt=1),
+                job("parked", 8, job="Mail", attempt=3),
+                job("parked", 7, job="Bill", attempt=1),
+                job("parked", 6, reason="no job at all"),
+            ]
+        )
+    )
+    _, lines = run(tmp_path, "600", "shop_mail")
+    found = soak.parse(lines)
+    assert found.outcomes == {"done": 1, "parked": 3, "late": 1}
+    assert found.kinds["Mail"] == {"done": 1, "parked": 1, "late": 1}
+    assert found.kinds["Bill"] == found.kinds["None"] == {"parked": 1}
+    assert found.given_up_at_once == 2
 
 
 def test_of_a_large_log_the_end_is_read(tmp_path, monkeypatch):
@@ -215,5 +264,5 @@ def test_of_a_large_log_the_end_is_read(tmp_path, monkeypatch):
     path = tmp_path / "x.log"
     path.write_text("x" * 1000 + "\n" + "\n".join([job("done", 1), job("done", 1)]))
     found = {}
-    outcomes.count(outcomes.tail(path), 0, found)
+    outcomes.count(outcomes.tail(path), 0, found, {})
     assert found == {"done": 2}

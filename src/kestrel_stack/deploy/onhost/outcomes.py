@@ -1,10 +1,12 @@
 """How the jobs of a host's workers ended, counted in their logs.
 
 Runs on a canary's host as ``python3 -I -S -c``. It says how many jobs had which outcome (done, retry, parked,
-lost) since so many seconds ago, or since the link ``current`` was made, and the last lines about failed ones:
+lost) since so many seconds ago, or since the link ``current`` was made, all together and by kind of job, and
+the last lines about failed ones. ``late`` are those of the parked ones that had been tried before:
 
-    @ outcomes {"done": 118, "retry": 2}
     @ log shop_mail_00 {"time": …, "event": "job", "outcome": "retry", …}
+    @ kinds {"SendMail": {"done": 118, "retry": 2}}
+    @ outcomes {"done": 118, "retry": 2}
 """
 
 from __future__ import annotations
@@ -21,12 +23,18 @@ SHOWN = 3
 """Lines about failed jobs that are passed on."""
 LONGEST = 400
 """Characters of such a line."""
+KINDS = 200
+"""Kinds of jobs that are counted each for itself."""
 TAIL = 4 * 2**20
 """Bytes of the end of each log that are read: some 15,000 jobs, more than a worker does in a soak."""
 
 
-def count(lines: Iterable[bytes], since: float, found: dict[str, int]) -> list[str]:
+def count(
+    lines: Iterable[bytes], since: float, found: dict[str, int], kinds: dict[str, dict[str, int]]
+) -> list[str]:
     """Add the outcomes of the jobs that ended at ``since`` (seconds since 1970) or later to ``found``.
+
+    ``kinds`` has the same by kind of job.
 
     Returns the last lines about failed ones.
     """
@@ -41,7 +49,15 @@ def count(lines: Iterable[bytes], since: float, found: dict[str, int]) -> list[s
             continue
         if event.get("event") == "job" and at >= since:
             outcome = str(event.get("outcome"))
-            found[outcome] = found.get(outcome, 0) + 1
+            counted = [found]
+            kind = str(event.get("job"))
+            if kind in kinds or len(kinds) < KINDS:
+                counted.append(kinds.setdefault(kind, {}))
+            tried = event.get("attempt")
+            late = outcome == "parked" and isinstance(tried, int) and tried > 1
+            for numbers in counted:
+                for key in [outcome] + ["late"] * late:
+                    numbers[key] = numbers.get(key, 0) + 1
             if outcome in ("retry", "parked"):
                 failed = [*failed[1 - SHOWN :], line.decode("utf-8", "replace")[:LONGEST]]
     return failed
@@ -66,15 +82,18 @@ def main(folder: str, since: str, groups: list[str]) -> int:
         # Raises when the logs cannot be read, so that this is not taken for "no job has ended".
         next(Path(folder).iterdir(), None)
     found: dict[str, int] = {}
+    kinds: dict[str, dict[str, int]] = {}
     said: list[str] = []
     for group in groups:
         # A log that was rotated meanwhile goes on in the file with the suffix .1.
         for path in sorted(Path(folder).glob(f"{group}_[0-9]*.log*")):
             if path.suffix in (".log", ".1"):
-                failed = count(tail(path), moment, found)
+                failed = count(tail(path), moment, found, kinds)
                 said += [f"@ log {path.name.partition('.')[0]} {line}" for line in failed]
+    said = said[-SHOWN:]
+    said.append(f"@ kinds {json.dumps(kinds, sort_keys=True)}")
     said.append(f"@ outcomes {json.dumps(found, sort_keys=True)}")
-    sys.stdout.write("\n".join(said[-SHOWN - 1 :]) + "\n")
+    sys.stdout.write("\n".join(said) + "\n")
     return 0
 
 
