@@ -55,11 +55,6 @@ def pack_json(content: Any) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
-def identity(described: Entries) -> str:
-    """Return a manifest's name: the sha256 of its bytes, in hex."""
-    return hashlib.sha256(dump(described)).hexdigest()
-
-
 def remember(described: Entries, cache: Path = CACHE) -> str:
     """Keep a manifest for later deploys and return its name."""
     data = dump(described)
