@@ -201,7 +201,7 @@ class Session:
         """
         content = {
             "id": self.lock_id,
-            "owner": getpass.getuser(),
+            "owner": user(),
             "controller": socket.gethostname(),
             "pid": os.getpid(),
             "time": timestamp(),
@@ -379,6 +379,14 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def user() -> str:
+    """Return the name of the user who runs this command; in a container it may have a number alone."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid{os.getuid()}"
+
+
 def who() -> str:
     """Return who runs this command: ``user@controller``."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    return f"{user()}@{socket.gethostname()}"

@@ -390,6 +390,18 @@ def test_a_connection_that_sshd_drops_is_tried_again(machines):
         remote.close()
 
 
+def test_a_user_without_a_name_locks_by_number(machines, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4100000000)
+    (machine,) = machines("one")
+    with session(machine) as made:
+        made.inspect()
+        made.lock("deploy")
+        assert json.loads(lock_of(machine).read_text())["owner"] == "uid4100000000"
+        assert made.release() == []
+
+
 def test_ctrl_c_while_connections_are_closed_does_not_change_how_a_command_ends(machines, monkeypatch):
     made = session(*machines("one"))
     close = ssh.Remote.close
