@@ -112,7 +112,7 @@ def load_environment(env: str, limit: str | None = None, *, root: Path = ROOT) -
     Raises Refused with one line that names the thing and the fix.
     """
     path = find_inventory(env, root)
-    return parse_environment(env, path, list_inventory(path, root, _needed), limit)
+    return parse_environment(env, path, list_inventory(path, root, _needed, (*_READ, *_READ_PER_HOST)), limit)
 
 
 def find_inventory(env: str, root: Path = ROOT) -> Path:

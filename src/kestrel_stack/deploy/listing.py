@@ -15,7 +15,7 @@ import re
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,15 @@ _CONFIGURES_OTHERS = re.compile(
 
 
 def list_inventory(
-    path: Path, root: Path, keep: Callable[[dict[str, Any]], dict[str, Any]]
+    path: Path, root: Path, keep: Callable[[dict[str, Any]], dict[str, Any]], kept: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return what ``ansible-inventory --list`` says of an inventory, as far as ``keep`` leaves it.
 
-    Nothing else of it is written to disk: an inventory may hold secrets. Raises Refused.
+    Nothing else of it is written to disk: an inventory may hold secrets. ``kept`` names what is: another
+    version of fab may need more than this one remembers. Raises Refused.
     """
     key = fingerprint(path, root)
-    remembered = root / ".build" / "inventories" / f"{key}.json"
+    remembered = root / ".build" / "inventories" / f"{_digest(key, *kept)}.json"
     if key is not None:
         try:
             data = json.loads(remembered.read_text(encoding="utf-8"))
@@ -52,6 +53,10 @@ def list_inventory(
     if key is not None and key == fingerprint(path, root):
         _remember(remembered, data)
     return data
+
+
+def _digest(*parts: str | None) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _remember(path: Path, data: Mapping[str, Any]) -> None:

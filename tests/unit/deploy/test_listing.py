@@ -52,6 +52,13 @@ def test_what_the_deploy_does_not_read_is_not_written_down(checkout):
     assert "secret" not in kept.read_text()
 
 
+def test_what_another_version_of_fab_remembers_is_not_taken_for_what_this_one_needs(checkout, asked):
+    inventory = checkout / "inventory"
+    for keys in (("a",), ("a", "b"), ("a",)):
+        listing.list_inventory(inventory, checkout, description._needed, keys)
+    assert len(asked) == 2
+
+
 def key(checkout, inventory="inventory"):
     return listing.fingerprint(checkout / inventory, checkout)
 
