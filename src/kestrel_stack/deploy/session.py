@@ -41,6 +41,7 @@ class Session:
     """
 
     def __init__(self, environment: Environment, out: Report, *, channels: int = 1) -> None:
+        _have_a_name()
         self.environment = environment
         self.out = out
         self.cancel = threading.Event()
@@ -201,7 +202,7 @@ class Session:
         """
         content = {
             "id": self.lock_id,
-            "owner": user(),
+            "owner": getpass.getuser(),
             "controller": socket.gethostname(),
             "pid": os.getpid(),
             "time": timestamp(),
@@ -379,14 +380,14 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def user() -> str:
-    """Return the name of the user who runs this command; in a container it may have a number alone."""
+def _have_a_name() -> None:
+    """Name the user who runs this command, for paramiko too; in a container it may have a number alone."""
     try:
-        return getpass.getuser()
+        getpass.getuser()
     except (KeyError, OSError):
-        return f"uid{os.getuid()}"
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 def who() -> str:
     """Return who runs this command: ``user@controller``."""
-    return f"{user()}@{socket.gethostname()}"
+    return f"{getpass.getuser()}@{socket.gethostname()}"
