@@ -357,7 +357,10 @@ def hearing(handler: Callable[..., None]) -> Iterator[None]:
         yield
         return
     # SIGINT too: a shell that starts a program in the background has it ignored.
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # But who says nohup wants it to go on when the terminal is gone.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

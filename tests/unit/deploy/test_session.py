@@ -15,7 +15,7 @@ import pytest
 from kestrel_stack.deploy import description, scripts, ssh
 from kestrel_stack.deploy.errors import LOCKED, Cancelled, HostError, Locked, Refused
 from kestrel_stack.deploy.report import Report
-from kestrel_stack.deploy.session import Session
+from kestrel_stack.deploy.session import Session, interruptible
 from support.deploy import wait_for
 from support.slow_line import SlowLine
 from support.ssh_server import ROOT, Machine
@@ -388,6 +388,19 @@ def test_a_connection_that_sshd_drops_is_tried_again(machines):
     assert one.dropped > 0
     for remote in remotes:
         remote.close()
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_user_without_a_name_locks_by_number(machines, monkeypatch):
