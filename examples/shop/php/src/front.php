@@ -59,7 +59,7 @@ type="submit"><?= $text($forms[$queue][0]) ?></button></form>
 <?php else: ?>
 <table class="enqueued"><thead><tr><th>at</th><th>queue</th><th>jobs</th><th>how</th></tr></thead><tbody>
 <?php foreach ($enqueued as $row): ?>
-<tr><td><?= $text($row['at']) ?></td><td><?= $text($row['queue']) ?></td><td><?= $row['jobs'] ?></td><td><?=
+<tr><td><?= $text($row['at']) ?></td><td><?= $text($row['queue']) ?></td><td><?= $text((string) $row['jobs']) ?></td><td><?=
     $text($row['result']) ?></td></tr>
 <?php endforeach ?>
 </tbody></table>
