@@ -8,6 +8,8 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import brotli
+
 KEY = "0123456789abcdef0123456789abcdef"
 
 
@@ -26,8 +28,9 @@ class SentryServer:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.headers.get("Content-Encoding") == "gzip":
-                    body = gzip.decompress(body)
+                # The library packs with brotli where it finds that.
+                unpack = {"gzip": gzip.decompress, "br": brotli.decompress}
+                body = unpack.get(self.headers.get("Content-Encoding", ""), bytes)(body)
                 outer.requests.append((self.path, dict(self.headers), body))
                 outer.hang.wait()
                 if outer.status == 200:
