@@ -642,15 +642,17 @@ def test_the_cache_keeps_the_newest_of_everything(app, tmp_path):
             path = tmp_path / kind / f"{number:03}"
             build.write_whole(path, b"x")
             os.utime(path, (number, number))
-        vendor = tmp_path / "composer" / "vendor" / f"{number:03}"
-        build.write_whole(vendor / "autoload.php", b"x")
-        os.utime(vendor, (number, number))
+        for kind in ("composer/vendor", "wheels"):
+            folder = tmp_path / kind / f"{number:03}"
+            build.write_whole(folder / "a", b"x")
+            os.utime(folder, (number, number))
     assert in_use(tmp_path / "composer/vendor/003")
     assert not in_use(tmp_path / "composer/vendor/none")
     build.trim_cache(tmp_path, keep=8)
     assert sorted(p.name for p in (tmp_path / "composer/vendor").iterdir()) == ["003", "024"]
     build.trim_cache(tmp_path, keep=2)
-    assert sorted(p.name for p in (tmp_path / "bundles").iterdir()) == ["023", "024"]
+    for kind in ("bundles", "wheels"):
+        assert sorted(p.name for p in (tmp_path / kind).iterdir()) == ["023", "024"]
     assert len(list((tmp_path / "manifests").iterdir())) == 20
 
 

@@ -36,15 +36,13 @@ def keep_folder(made: Path, folder: Path) -> None:
 
 def in_use(folder: Path) -> bool:
     """Say whether a folder is kept; from then on it is among the newest."""
-    try:
+    with contextlib.suppress(OSError):
         os.utime(folder)
-    except FileNotFoundError:
-        return False
-    return True
+    return folder.is_dir()
 
 
 def trim_cache(cache: Path = CACHE, keep: int = 20) -> None:
-    """Remove the oldest archives, bundles, manifests and vendor folders; they can be made again.
+    """Remove the oldest archives, bundles, manifests, wheels and vendor folders; they can be made again.
 
     Manifests are small, and a host that is deployed to seldom still gets little when its own is known: of
     these ten times as many stay. Every commit that changes a class of PHP makes a whole vendor folder: of
@@ -54,6 +52,7 @@ def trim_cache(cache: Path = CACHE, keep: int = 20) -> None:
         "archives": keep,
         "bundles": keep,
         "manifests": 10 * keep,
+        "wheels": keep,
         "composer/packages": -(-keep // 4),
         "composer/vendor": -(-keep // 4),
     }

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from ..errors import DeployError, Failed, Refused
 from ..hoststate import Target
-from .cache import CACHE, keep_folder
+from .cache import CACHE, in_use, keep_folder
 from .lock import Lock, target_environment
 
 
@@ -59,7 +59,7 @@ def build_wheels(lock: Lock, target: Target, stack_wheel: Path, where: str, cach
     if requirements:
         key = hashlib.sha256(f"{target}\n{requirements}".encode()).hexdigest()[:20]
         folder = cache / "wheels" / key
-        if not folder.is_dir():
+        if not in_use(folder):
             _download(lock, requirements, target, folder, where)
         files = sorted(folder.glob("*.whl"))
     files.append(stack_wheel)
