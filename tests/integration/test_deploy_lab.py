@@ -96,7 +96,9 @@ def test_status_and_releases_show_how_every_host_stands(lab, app):  # noqa: F811
             (group, PROCESSES[group]) for group in GROUPS
         ]
     shown = lab.fab("status").text
-    assert shown.count(release) == 2
+    # Each host's row, and who deployed last.
+    assert shown.count(release) == 3
+    assert f"Last: deploy of {release}" in shown
     assert shown.count("shop_hello_world 2/2, shop_mail 1/1") == 2
     assert "\x1b" not in shown
     row = next(line for line in lab.fab("releases").text.splitlines() if release in line)
