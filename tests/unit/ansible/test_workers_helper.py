@@ -272,6 +272,17 @@ def test_a_supervisor_that_is_down_is_one_line(run, helper, monkeypatch, tmp_pat
     assert len(error.splitlines()) == 1
 
 
+def test_a_supervisor_that_hangs_is_one_line(run, helper, monkeypatch, tmp_path):
+    monkeypatch.setattr(helper, "ANSWER", 0.1)
+    with socketserver.UnixStreamServer(str(tmp_path / "silent"), socketserver.BaseRequestHandler):
+        monkeypatch.setattr(helper, "SOCKET", str(tmp_path / "silent"))
+        assert run("drain", GROUP) == (
+            1,
+            None,
+            f"kestrel-stack-workers: supervisor does not answer on {tmp_path}/silent: timed out\n",
+        )
+
+
 def test_something_else_on_the_socket_is_one_line(run, helper, monkeypatch, tmp_path):
     class Deaf(socketserver.StreamRequestHandler):
         def handle(self):
