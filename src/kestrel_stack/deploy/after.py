@@ -327,7 +327,7 @@ def commits_of(done: Deployed) -> list[dict[str, str]]:
 
 
 def _git_log(repository: Path, span: Sequence[str], path: str) -> list[dict[str, str]] | None:
-    command = ["git", "-C", str(repository), "log", f"--max-count={MAX_COMMITS}", "-z"]
+    command = ["git", "--literal-pathspecs", "-C", str(repository), "log", f"--max-count={MAX_COMMITS}", "-z"]
     # Unit separators between the fields; with -z a commit ends with a zero byte.
     command += ["--format=%H%x1f%an%x1f%ae%x1f%aI%x1f%B", *span, "--", *([path] if path else [])]
     try:

@@ -180,6 +180,18 @@ def test_the_archive_has_the_application_without_its_prefix_and_nothing_else(app
     assert archive.files_size == sum(member.size for member in found.values())
 
 
+@pytest.mark.parametrize("folder", ["[ab]", ":(top)x", "-n", "a b/*", "\u00e9"])
+def test_an_application_may_be_in_a_folder_of_any_name(tmp_path, folder):
+    app = GitApp(tmp_path / "repository", folder)
+    other = app.repository / "a" / "changed.py"
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("x")
+    found = source(app)  # what another folder has is no change of this one
+    assert "shop/jobs.py" in names(build.build_archive(found, tmp_path / "cache").path.read_bytes())
+    app.write("shop/jobs.py", "changed")
+    refused(lambda: source(app), "uncommitted changes", "shop/jobs.py")
+
+
 def test_a_repository_that_is_the_application_itself_works_too(tmp_path):
     app = GitApp(tmp_path / "repository")
     assert "shop/jobs.py" in names(build.build_archive(source(app), tmp_path / "cache").path.read_bytes())

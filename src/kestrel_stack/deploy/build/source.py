@@ -116,9 +116,7 @@ def _not_pushed(source: Source) -> tuple[str, ...]:
 def _submodules(source: Source) -> tuple[str, ...]:
     """Warn of submodules: their files are in other repositories, so the commit does not have them."""
     words = ["ls-tree", "-r", "-z", source.rev, *(["--", f"{source.prefix}/"] if source.prefix else [])]
-    entries = (
-        git(source.repository, "--literal-pathspecs", *words).stdout.decode(errors="replace").split("\0")
-    )
+    entries = git(source.repository, *words).stdout.decode(errors="replace").split("\0")
     names = [entry.partition("\t")[2] for entry in entries if entry.startswith("160000 ")]
     if not names:
         return ()
@@ -207,7 +205,9 @@ def _refuse_dirty(repository: Path, prefix: str, root: Path) -> None:
 def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
     """Run git in a folder. With ``check`` it raises Failed when git does."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
+        # A folder's name may look like a pattern.
+        command = ["git", "--literal-pathspecs", "-C", str(folder), *words]
+        done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
         raise Refused("git is not installed: apt install git") from None
     if check and done.returncode != 0:
