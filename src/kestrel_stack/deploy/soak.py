@@ -90,7 +90,6 @@ class Verdict:
 
     ok: bool
     text: str
-    worker: str = ""
 
 
 def parse(lines: Sequence[str]) -> Sample:
@@ -160,7 +159,7 @@ def compare(
     """
     workers = judge(after.groups, release, 0)
     if workers.final:
-        return Verdict(False, workers.reason, workers.worker)
+        return Verdict(False, workers.reason)
     growth = _growth(before, after)
     grown = {queue: number for queue, number in growth.items() if number > 0}
     said = f"{_seen(after)} in {soaked:.0f} s ({_seen(before)} in {WINDOW} s before)"
