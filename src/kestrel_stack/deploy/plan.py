@@ -70,8 +70,8 @@ def disk_needed_kb(archive_files: int, archive_bytes: int, wheels: int | None) -
     """
     need = archive_bytes + 3 * archive_files + 20 * 2**20
     if wheels is not None:
-        # A venv takes about 35 MB where pip has to be put into it, and little where Debian has it as a wheel; a
-        # wheel unpacks and compiles to about five times its size.
+        # A venv takes about 35 MB where pip has to be put into it, and little where Debian has it as a wheel.
+        # A wheel unpacks and compiles to about five times its size.
         need += 40 * 2**20 + 6 * wheels
     return need // 1024
 

@@ -33,8 +33,16 @@ AFTER = "switched and verified"
 BROKEN = "NOT as before: its workers do not all run"
 STUCK = "NOT as before: it stays on the new release"
 FOREIGN = "NOT as before: somebody else has switched it meanwhile"
+BUSY = "unknown: an earlier switch has not ended there"
 UNKNOWN = "unknown: it does not answer"
-_PLACES = {"before": BEFORE, "after": AFTER, "broken": BROKEN, "stuck": STUCK, "foreign": FOREIGN}
+_PLACES = {
+    "before": BEFORE,
+    "after": AFTER,
+    "broken": BROKEN,
+    "stuck": STUCK,
+    "foreign": FOREIGN,
+    "busy": BUSY,
+}
 
 MIGRATE_SECONDS = 3600
 """A migration may take so long."""

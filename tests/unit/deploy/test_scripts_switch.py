@@ -167,6 +167,25 @@ def test_nothing_is_switched_to_a_release_without_a_complete_venv(running):
     assert running.current == OLD
 
 
+def test_a_switch_that_has_not_ended_is_not_called_anything_else(running):
+    slow = running.mark("slow-drain-shop_a")
+    process = running.start(switch(running, OLD, NEW))
+    wait_for((running.base / "in-drain-shop_a").exists)
+    for going_back, where in ((False, "before"), (True, "busy")):
+        script = switch(running, NEW, OLD, going_back=going_back)
+        code, lines, err = running.run(script.replace("flock -w 30", "flock -w 0"))
+        assert (code, stand(lines)) == (1, [where])
+        assert "another switch is still under way" in err
+    slow.unlink()
+    process.stdin.close()
+    process.stdout.read()
+    process.stderr.read()
+    assert process.wait(20) == 75
+    process.stdout.close()
+    process.stderr.close()
+    assert running.workers == {"shop_a": OLD, "shop_b": OLD}
+
+
 # --- what the machine refuses ----------------------------------------------------------------------------
 
 # A full disk, for what makes links: it takes so many.
