@@ -532,6 +532,21 @@ def test_a_long_log_is_read_from_its_end(machines):
     assert found[-1].startswith("a4999 ")
 
 
+@pytest.mark.parametrize("wanted", [599, 600, 601, 5000])
+def test_a_log_that_has_fewer_lines_than_are_wanted_is_sent_once(machines, wanted):
+    log = machines["worker1"].log("shop_a_00")
+    # More than the program reads at a time, and no multiple of it.
+    log.write_text("".join(line(f"a{n} {'x' * 100}") + "\n" for n in range(600)))
+    found = sent(machines["worker1"], lines=wanted)[0]
+    assert [text.split()[0] for text in found] == [f"a{n}" for n in range(600)][-wanted:]
+
+
+def test_a_return_in_a_line_does_not_make_two_of_it(machines):
+    log = machines["worker1"].log("shop_a_00")
+    log.write_bytes(b"first\n10 %\r20 %\r30 %\n" + line("last").encode() + b"\n")
+    assert sent(machines["worker1"], lines=2)[0] == ["10 % 20 % 30 %", "last"]
+
+
 def test_one_run_goes_on_where_another_had_come_to_whatever_was_rotated_between(machines):
     machine = machines["worker1"]
     log = machine.log("shop_a_00")

@@ -10,6 +10,7 @@ is one that was rotated while nobody listened. Exit code 1: the folder or a log 
 on standard error.
 """
 
+import io
 import json
 import os
 import re
@@ -95,10 +96,11 @@ def last_lines(path, count):
         position = end = file.seek(0, os.SEEK_END)
         data = b""
         while position > 0 and data.count(b"\n") <= count:
-            position = max(0, position - BLOCK)
-            file.seek(position)
-            data = file.read(min(BLOCK, end - position)) + data
-    lines = data.splitlines(keepends=True)[-count:] if count else []
+            start = max(0, position - BLOCK)
+            file.seek(start)
+            data = file.read(position - start) + data
+            position = start
+    lines = list(io.BytesIO(data))[-count:] if count else []
     return end - sum(map(len, lines)), len(lines)
 
 
