@@ -217,6 +217,7 @@ def test_jobs_are_counted_by_outcome_since_a_moment(tmp_path):
     (logs / "shop_mail_01.log.1").write_text(job("parked", 5) + "\n")
     (logs / "shop_mail_01.log.2").write_text(job("parked", 5) + "\n")
     (logs / "shop_mailing_00.log").write_text(job("parked", 5) + "\n")
+    (logs / "shop_mail_2_00.log").write_text(job("parked", 5) + "\n")
     code, lines = run(tmp_path, "600", "shop_mail")
     assert code == 0
     assert lines[-1] == '@ outcomes {"done": 2, "parked": 1, "retry": 1}'

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -78,16 +79,17 @@ def tail(path: Path) -> list[bytes]:
 def main(folder: str, since: str, groups: list[str]) -> int:
     """Count; ``since`` is seconds into the past, or ``current`` for the time when this link was made."""
     moment = os.lstat("current").st_mtime if since == "current" else time.time() - float(since)
-    if groups:
-        # Raises when the logs cannot be read, so that this is not taken for "no job has ended".
-        next(Path(folder).iterdir(), None)
+    # Raises when the logs cannot be read, so that this is not taken for "no job has ended".
+    logs = sorted(Path(folder).iterdir()) if groups else []
     found: dict[str, int] = {}
     kinds: dict[str, dict[str, int]] = {}
     said: list[str] = []
     for group in groups:
-        # A log that was rotated meanwhile goes on in the file with the suffix .1.
-        for path in sorted(Path(folder).glob(f"{group}_[0-9]*.log*")):
-            if path.suffix in (".log", ".1"):
+        # A log that was rotated meanwhile goes on in the file with the suffix .1. Group shop_a_1 is another one
+        # than shop_a.
+        name = re.compile(rf"{re.escape(group)}_[0-9]+\.log(\.1)?\Z")
+        for path in logs:
+            if name.match(path.name):
                 failed = count(tail(path), moment, found, kinds)
                 said += [f"@ log {path.name.partition('.')[0]} {line}" for line in failed]
     said = said[-SHOWN:]
