@@ -85,8 +85,8 @@ def main(folder: str, since: str, groups: list[str]) -> int:
     kinds: dict[str, dict[str, int]] = {}
     said: list[str] = []
     for group in groups:
-        # A log that was rotated meanwhile goes on in the file with the suffix .1. Group shop_a_1 is another one
-        # than shop_a.
+        # A log that was rotated meanwhile goes on in the file with the suffix .1. Group shop_a_1 is another
+        # one than shop_a.
         name = re.compile(rf"{re.escape(group)}_[0-9]+\.log(\.1)?\Z")
         for path in logs:
             if name.match(path.name):
