@@ -162,7 +162,10 @@ class DelayingProxy:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        # Ended from outside when the part of the run is over; asyncio would tell of it otherwise.
+        with contextlib.suppress(asyncio.CancelledError):
+            pumps = self._pump(reader, far_writer), self._pump(far_reader, writer)
+            await asyncio.gather(*pumps, return_exceptions=True)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Hand on what comes, each piece as much later as the delay says, in order and without a limit."""
