@@ -86,10 +86,10 @@ class Report:
             self.errors.print(Text.assemble(("fab: ", "red bold"), text))
             self.errors.file.flush()
 
-    def confirm(self, question: str) -> bool:
-        """Ask on a terminal; where nobody can be asked, in a pipe or a job, the answer is yes."""
+    def confirm(self, question: str, *, unattended: bool = True) -> bool:
+        """Ask on a terminal; where nobody can be asked, in a pipe or a job, the answer is ``unattended``."""
         if not (self.console.is_terminal and sys.stdin.isatty()):
-            return True
+            return unattended
         with self._lock:
             try:
                 return self.console.input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

@@ -877,7 +877,7 @@ def test_unlock_shows_whose_it_was_and_removes_it(machines, out):
 def test_the_lock_of_a_running_deploy_is_asked_for(machines, out, monkeypatch, answer):
     locks = [locked(machine, lease=60) for machine in machines.values()]
     asked = []
-    monkeypatch.setattr(out, "confirm", lambda question: asked.append(question) or answer)
+    monkeypatch.setattr(out, "confirm", lambda question, unattended: asked.append(question) or answer)
     with contextlib.ExitStack() as holders:
         for lock in locks:
             # What the deploy's own process on the host does.
@@ -885,11 +885,22 @@ def test_the_lock_of_a_running_deploy_is_asked_for(machines, out, monkeypatch, a
         if answer:
             assert commands.unlock("lab", None, False, out) == DONE
         else:
-            with pytest.raises(Refused, match="not confirmed: nothing was changed"):
+            with pytest.raises(Refused, match="not confirmed .--yes.: nothing was changed"):
                 commands.unlock("lab", None, False, out)
     assert asked == ["Take the lock of a running deploy away?"]
     assert "is locked by ann@laptop (pid 5), which is running" in said(out)
     assert [lock.exists() for lock in locks] == [not answer] * 2
+
+
+def test_where_nobody_can_be_asked_the_lock_of_a_running_deploy_stays(machines, out):
+    lock = locked(machines["worker1"], lease=60)
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(Refused, match="not confirmed"):
+            commands.unlock("lab", None, False, out)
+        assert lock.exists()
+        assert commands.unlock("lab", None, True, out) == DONE
+    assert not lock.exists()
 
 
 def test_a_dead_deploys_lock_is_taken_away_without_a_question(machines, out, monkeypatch):

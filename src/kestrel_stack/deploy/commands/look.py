@@ -219,8 +219,9 @@ def unlock(env: str, limit: str | None, yes: bool, out: Report) -> int:
         ]
         for state in alive:
             out.step(f"is locked by {hoststate.describe_lock(state.lock)}, which is running", state.host)
-        if alive and not yes and not out.confirm("Take the lock of a running deploy away?"):
-            raise Refused("not confirmed: nothing was changed")
+        # Where nobody can be asked it takes the flag: two deploys at once are what a lock is against.
+        if alive and not yes and not out.confirm("Take the lock of a running deploy away?", unattended=False):
+            raise Refused("not confirmed (--yes): nothing was changed")
         for host in session.hosts:
             if host.name in session.states:
                 try:
