@@ -885,7 +885,7 @@ def test_the_lock_of_a_running_deploy_is_asked_for(machines, out, monkeypatch, a
         if answer:
             assert commands.unlock("lab", None, False, out) == DONE
         else:
-            with pytest.raises(Refused, match="not confirmed .--yes.: nothing was changed"):
+            with pytest.raises(Refused, match=r"not confirmed .--yes.: nothing was changed"):
                 commands.unlock("lab", None, False, out)
     assert asked == ["Take the lock of a running deploy away?"]
     assert "is locked by ann@laptop (pid 5), which is running" in said(out)
