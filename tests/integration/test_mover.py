@@ -168,7 +168,7 @@ def test_an_idle_mover_sleeps(broker, tmp_path):
         put(broker, "shop_work_retry_1", job())
         arrived(broker)
         wait_until(lambda: count(broker, "shop_work_retry_1", "waiters") == 1, "waiting again")
-        # Something that takes a while, here the start and the end of another process; the first one is for the
+        # Something that takes a while: the start and the end of another process. The first one is for the
         # thread that has asked the broker and has yet to fall asleep.
         something = [sys.executable, "-c", "import json, decimal, asyncio"]
         subprocess.run(something, check=True)
