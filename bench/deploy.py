@@ -1,6 +1,6 @@
 """A deploy's time beside Capistrano, pyinfra and plain Fabric in the same run: ``python bench/deploy.py``.
 
-    bench/deploy.py --hosts 2,4,10 --delay 0,50       # as in docs/deploy.md; needs Docker and Capistrano
+    bench/deploy.py --hosts 2,4,10 --delay 0,50       # all of it; needs Docker and Capistrano
     bench/deploy.py --hosts 2 --delay 0 --only fab,fabric --repeats 1
 
 Containers are the hosts, made by site.yml; the same application (200 files, 5 MB, one commit more before each

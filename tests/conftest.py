@@ -3,7 +3,13 @@
 import signal
 import sys
 
+from hypothesis import HealthCheck, settings
+
 from support.deploy_lab import made_lab  # noqa: F401
+
+# How long an example takes is not what is tested: a busy machine must not fail for it.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser):

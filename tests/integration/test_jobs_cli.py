@@ -24,15 +24,6 @@ SRC = Path(__file__).parents[2] / "src"
 QUEUES = [{"name": "mail", "retry_delays": [10, 600]}, {"name": "hello_world"}]
 
 
-@pytest.fixture(scope="module")
-def brokers(tmp_path_factory):
-    with (
-        BrokerProcess(tmp_path_factory.mktemp("a")) as a,
-        BrokerProcess(tmp_path_factory.mktemp("b")) as b,
-    ):
-        yield a, b
-
-
 @pytest.fixture(autouse=True)
 def empty(brokers):
     yield

@@ -24,15 +24,6 @@ ASKED = names.ping("shop_work", HOST)
 ANSWERS = names.ping_answers(ASKED)
 
 
-@pytest.fixture(scope="module")
-def brokers(tmp_path_factory):
-    with (
-        BrokerProcess(tmp_path_factory.mktemp("a")) as a,
-        BrokerProcess(tmp_path_factory.mktemp("b")) as b,
-    ):
-        yield a, b
-
-
 @pytest.fixture(autouse=True)
 def empty(brokers):
     yield

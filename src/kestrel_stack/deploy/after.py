@@ -7,7 +7,6 @@ nor a webhook's address, which usually holds one as well, is ever shown.
 
 from __future__ import annotations
 
-import difflib
 import http.client
 import json
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Refused
+from .keys import mapping
 
 TIMEOUT = 10.0
 """Seconds that Sentry gets for all of its requests, and the webhook for its one."""
@@ -40,7 +40,7 @@ _SENTRY_HINTS = {
     404: "; are url, organization and projects right?",
 }
 _REV = re.compile(r"[0-9a-f]{7,64}\Z")
-_KEYS = {"": ("sentry", "webhook"), "sentry": ("url", "organization", "projects")}
+_KEYS = {"after": ("sentry", "webhook"), "after.sentry": ("url", "organization", "projects")}
 
 
 @dataclass(frozen=True)
@@ -98,28 +98,16 @@ def parse_after(value: Any, where: str) -> AfterSpec:
     """Read the key ``after`` of a deploy.yml. Raises Refused naming the key and the fix."""
     if value is None:
         return AfterSpec()
-    data = _mapping(value, "", where)
+    data = mapping(value, "after", _KEYS["after"], where)
     sentry = data.get("sentry")
     return AfterSpec(
-        None if sentry is None else _sentry(_mapping(sentry, "sentry", where), where),
+        None if sentry is None else _sentry(sentry, where),
         _webhook(data.get("webhook"), where),
     )
 
 
-def _mapping(value: Any, level: str, where: str) -> Mapping[str, Any]:
-    name = f"after.{level}" if level else "after"
-    known = _KEYS[level]
-    if not isinstance(value, dict):
-        raise Refused(f"{where}: {name} must be a mapping with the keys {', '.join(known)}")
-    for key in value:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise Refused(f"{where}: unknown key {name}.{key}: {hint}")
-    return value
-
-
-def _sentry(data: Mapping[str, Any], where: str) -> Sentry:
+def _sentry(value: Any, where: str) -> Sentry:
+    data = mapping(value, "after.sentry", _KEYS["after.sentry"], where)
     organization, projects = data.get("organization"), data.get("projects")
     if not isinstance(organization, str) or not _SLUG.match(organization):
         raise Refused(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import yaml
 from .after import AfterSpec, parse_after
 from .assets.spec import AssetsSpec, parse_assets
 from .errors import Refused
+from .keys import mapping
 
 RESERVED = (
     "venv",
@@ -148,19 +148,7 @@ class _Loader(yaml.SafeLoader):
 
 def _mapping(value: Any, level: str, where: str) -> Mapping[str, Any]:
     """Return a mapping that has known keys only; nothing counts as an empty one."""
-    known = _KEYS[level]
-    name = f"{level} " if level else ""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise Refused(f"{where}: {name}must be a mapping with the keys {', '.join(known)}")
-    for key in value:
-        if key not in known:
-            full = f"{level}.{key}" if level else str(key)
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise Refused(f"{where}: unknown key {_plain(full)}: {hint}")
-    return value
+    return {} if value is None else mapping(value, level, _KEYS[level], where)
 
 
 def _roll(data: Mapping[str, Any], where: str) -> Roll:
@@ -233,10 +221,6 @@ def _folders(value: Any, where: str) -> tuple[str, ...]:
 def _shown(value: Any) -> str:
     """Return a wrong value for a message: in one line, and not all of a long one."""
     return repr(value)[:100]
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)[:100]
 
 
 def _inner_path(value: Any, key: str, where: str) -> str:

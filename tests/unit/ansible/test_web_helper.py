@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from support.host_programs import load
 
 HELPER = Path(__file__).resolve().parents[3] / "templates/usr/local/sbin/kestrel-stack-web"
 OLD, NEW = "20260101T000000Z-aaaaaaaa", "20260102T000000Z-bbbbbbbb"
@@ -21,14 +21,7 @@ def unit(release):
 
 @pytest.fixture(scope="module")
 def helper():
-    loader = importlib.machinery.SourceFileLoader("kestrel_stack_web", str(HELPER))
-    spec = importlib.util.spec_from_loader("kestrel_stack_web", loader)
-    module = importlib.util.module_from_spec(spec)
-    write, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = write
+    module = load(HELPER)
     module.ANSWER = 0
     return module
 

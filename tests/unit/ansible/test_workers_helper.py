@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import socketserver
 import subprocess
@@ -15,6 +13,8 @@ import xmlrpc.server
 from pathlib import Path
 
 import pytest
+
+from support.host_programs import load
 
 HELPER = Path(__file__).resolve().parents[3] / "templates/usr/local/sbin/kestrel-stack-workers"
 GROUP = "shop_hello_world"
@@ -109,14 +109,7 @@ class Server(socketserver.UnixStreamServer, xmlrpc.server.SimpleXMLRPCDispatcher
 
 @pytest.fixture(scope="module")
 def helper():
-    loader = importlib.machinery.SourceFileLoader("kestrel_stack_workers", str(HELPER))
-    spec = importlib.util.spec_from_loader("kestrel_stack_workers", loader)
-    module = importlib.util.module_from_spec(spec)
-    write, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = write
+    module = load(HELPER)
     module.POLL = 0.001
     module.MARGIN = 2
     return module

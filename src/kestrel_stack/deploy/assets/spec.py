@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import Refused
+from ..keys import mapping
 
 URL = "/assets/"
 """Where role web serves /srv/<app>/assets."""
@@ -72,7 +72,7 @@ def parse_assets(value: Any, where: str) -> AssetsSpec | None:
     """
     if value is None:
         return None
-    data = _mapping(value, "assets", where)
+    data = mapping(value, "assets", _KEYS["assets"], where)
     folders = _folders(data.get("folders"), where)
     ignore = tuple(_pattern(item, where) for item in _list(data.get("ignore"), "assets.ignore", where))
     return AssetsSpec(folders, _url(data.get("url", URL), where), ignore, _cdn(data.get("cdn"), where))
@@ -161,7 +161,7 @@ def _not_an_url(value: Any, where: str) -> Refused:
 def _cdn(value: Any, where: str) -> S3 | Rsync | None:
     if value is None:
         return None
-    data = _mapping(value, "assets.cdn", where)
+    data = mapping(value, "assets.cdn", _KEYS["assets.cdn"], where)
     given = [key for key in data if data[key] is not None]
     if len(given) != 1:
         raise Refused(f"{where}: assets.cdn must name one target, s3 or rsync")
@@ -169,7 +169,7 @@ def _cdn(value: Any, where: str) -> S3 | Rsync | None:
 
 
 def _s3(value: Any, where: str) -> S3:
-    data = _mapping(value, "assets.cdn.s3", where)
+    data = mapping(value, "assets.cdn.s3", _KEYS["assets.cdn.s3"], where)
     for key, item in data.items():
         if not isinstance(item, str) or not item or _control(item):
             raise Refused(f"{where}: assets.cdn.s3.{key}: {item!r} is not a text of one line")
@@ -210,18 +210,6 @@ def _rsync(value: Any, where: str) -> Rsync:
     if local and not value.startswith("/"):
         raise Refused(f"{where}: assets.cdn.rsync: {value!r}: a folder on this machine starts with a slash")
     return Rsync(value if value.endswith("/") else value + "/")
-
-
-def _mapping(value: Any, key: str, where: str) -> Mapping[str, Any]:
-    known = _KEYS[key]
-    if not isinstance(value, dict):
-        raise Refused(f"{where}: {key} must be a mapping with the keys {', '.join(known)}")
-    for name in value:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise Refused(f"{where}: unknown key {key}.{name}: {hint}")
-    return value
 
 
 def _list(value: Any, key: str, where: str) -> Sequence[Any]:
