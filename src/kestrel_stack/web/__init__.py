@@ -1,0 +1,1 @@
+"""kestrel-web: see every queue of some Kestrel servers, and act on it safely."""

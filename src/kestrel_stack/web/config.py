@@ -1,0 +1,111 @@
+"""The configuration of kestrel-web: one JSON file, flags over it, every value checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kestrel_stack.queue.servers import Server
+from kestrel_stack.queue.settings import Settings
+
+ACTIONS = (
+    "flush",
+    "flush_expired",
+    "delete",
+    "enqueue",
+    "requeue",
+    "reload",
+    "status",
+    "shutdown",
+)
+DEFAULT_ACTIONS = tuple(action for action in ACTIONS if action != "shutdown")
+ROLES = ("viewer", "operator")
+DEFAULT_PORT = 8090
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody who may log in; `password_hash` is argon2's own text."""
+
+    name: str
+    password_hash: str
+    role: str = "viewer"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A program that may ask: `sha256` is the hexadecimal digest of its bearer token.
+
+    `role` is ``metrics`` (only /metrics), ``viewer`` or ``operator``.
+    """
+
+    name: str
+    sha256: str
+    role: str = "metrics"
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """Who may say in `header` who the user is: requests that come from `addresses`, and nobody else."""
+
+    header: str
+    addresses: tuple[str, ...]
+    operators: tuple[str, ...] = ()
+    """Names that are operators; all others are viewers."""
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """Where alerts go: a POST of JSON for each crossing and each recovery."""
+
+    url: str
+    timeout_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a kestrel-web is told. Times are seconds."""
+
+    servers: tuple[Server, ...]
+    admin_ports: Mapping[Server, int | None] = field(default_factory=dict)
+    """None: this server's admin port is not asked."""
+    listen: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    prefix: str = ""
+    """Path below which everything is served, like ``/queues``; empty is none."""
+    hosts: tuple[str, ...] = ()
+    """Further names in the Host header by which it may be called; loopback names and `listen` always may."""
+    state: Path = Path()
+    """Folder of the SQLite file and the session key."""
+    settings: tuple[Settings, ...] = ()
+    """Applications whose queues are described."""
+    read_only: bool = False
+    actions: tuple[str, ...] = DEFAULT_ACTIONS
+    users: tuple[User, ...] = ()
+    tokens: tuple[Token, ...] = ()
+    proxy: Proxy | None = None
+    forwarded_from: tuple[str, ...] = ()
+    """Addresses whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    session_s: int = 12 * 3600
+    interval_s: float = 2.0
+    """Between two polls of a server."""
+    timeout_s: float = 3.0
+    """That one server gets for a poll."""
+    stale_after_s: float = 10.0
+    history_days: int = 30
+    history_mb: int = 512
+    """The history's share of the disk; the oldest goes first."""
+    confirm_typed_from: int = 100
+    """From so many items on the queue's name must be typed to flush or delete it."""
+    peek_bytes: int = 64 * 1024
+    """As much of an item is shown."""
+    no_consumers_after_s: float = 60.0
+    webhook: Webhook | None = None
+    environment: str = ""
+    """Shown in the title, so that nobody flushes production by mistake."""
+
+    @property
+    def login(self) -> bool:
+        """Whether anybody has to say who they are."""
+        return bool(self.users) or self.proxy is not None
