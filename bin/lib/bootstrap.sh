@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # What bin/up, bin/down and bin/test need before Python can take over: programs, and the virtual environment.
 # Bash and Debian's minimal install are enough for this file. Callers may set `yes` (1: do not ask), `suite`,
-# `with_php` (1: what the tests of the PHP half need) and `with_tools` (1: programs that a deploy runs if it is asked to,
-# so that their tests are not skipped).
+# `with_php` (1: what the tests of the PHP half need), `with_tools` (1: programs that a deploy runs if it is asked to,
+# so that their tests are not skipped) and `with_browser` (1: what the tests in a browser need).
 #
 #   KESTREL_STACK_VENV    another folder for the virtual environment, so that several checkouts share one
 #   KESTREL_STACK_DOCKER  another Docker client than /usr/bin/docker or the first on PATH
@@ -15,6 +15,7 @@ yes=0
 suite=bookworm
 with_php=0
 with_tools=0
+with_browser=0
 [[ ${CI:-} == true ]] && yes=1
 # What this run did, for Python to report; another bin/* that runs us has its own.
 unset KESTREL_STACK_BOOTSTRAPPED KESTREL_STACK_ENGINE_STARTED
@@ -134,6 +135,9 @@ check_needs() {
     if [[ $with_tools -eq 1 ]]; then
         check_tools
     fi
+    if [[ $with_browser -eq 1 ]]; then
+        check_browser
+    fi
     if [[ $with_engine -eq 1 ]]; then
         check_engine
     fi
@@ -154,6 +158,12 @@ check_tools() {
     for program in composer unzip rsync; do
         has "$program" || packages+=("$program")
     done
+}
+
+check_browser() {
+    has chromium || packages+=(chromium)
+    # Without a font a page has no letters, and chromium only recommends some.
+    compgen -G '/usr/share/fonts/truetype/*/*.ttf' >/dev/null || packages+=(fonts-liberation)
 }
 
 check_engine() {

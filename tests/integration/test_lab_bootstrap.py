@@ -200,6 +200,19 @@ def test_an_extension_alone_may_be_missing(machine: Machine) -> None:
     assert machine.called("apt-get install") == ["apt-get install -q -y --no-install-recommends php-sqlite3"]
 
 
+def test_the_tests_in_a_browser_need_chromium_but_no_engine(machine: Machine) -> None:
+    machine.lacks("dockerd")
+    machine.lacks("stand-in-docker")
+    done = machine.run("bin/test", "--only", "browser", "--yes")
+    installed = " ".join(machine.called("apt-get install"))
+    assert "chromium" in installed.split(), done.stderr
+    assert "docker.io" not in installed.split()
+    machine.has("chromium")
+    machine.calls.unlink()
+    assert machine.run("bin/test", "--only", "browser", "--yes").returncode == 0
+    assert "chromium" not in " ".join(machine.called("apt-get install")).split()
+
+
 @pytest.mark.parametrize("command", [("bin/up",), ("bin/test", "--only", "unit"), ("bin/test", "--list")])
 def test_what_runs_no_php_here_does_not_ask_for_it(machine: Machine, command: tuple[str, ...]) -> None:
     assert machine.run(*command).returncode == 0
