@@ -1,12 +1,15 @@
-"""The configuration of kestrel-web: one JSON file, flags over it, every value checked before anything starts."""
+"""The configuration of kestrel-web: one JSON file, flags over it, every value checked before it starts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kestrel_stack.queue.servers import Server
+from kestrel_stack.queue import settings
+from kestrel_stack.queue.servers import Server, parse_servers
 from kestrel_stack.queue.settings import Settings
 
 ACTIONS = (
@@ -22,6 +25,11 @@ ACTIONS = (
 DEFAULT_ACTIONS = tuple(action for action in ACTIONS if action != "shutdown")
 ROLES = ("viewer", "operator")
 DEFAULT_PORT = 8090
+DEFAULT_ADMIN_PORT = 2223
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message is one line that says what and how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,10 @@ class Config:
     """Everything that a kestrel-web is told. Times are seconds."""
 
     servers: tuple[Server, ...]
-    admin_ports: Mapping[Server, int | None] = field(default_factory=dict)
-    """None: this server's admin port is not asked."""
+    admin_port: int | None = DEFAULT_ADMIN_PORT
+    """Of every server that `admin_ports` does not name."""
+    admin_ports: Mapping[Server, int | Server | None] = field(default_factory=dict)
+    """A `Server` is a port on another address; None: this server's admin port is not asked."""
     listen: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     prefix: str = ""
@@ -105,7 +115,57 @@ class Config:
     environment: str = ""
     """Shown in the title, so that nobody flushes production by mistake."""
 
+    def admin(self, server: Server) -> Server | None:
+        """Return where a server's admin port is; None when it is not to be asked."""
+        found = self.admin_ports.get(server, self.admin_port)
+        return Server(server.host, found) if isinstance(found, int) else found
+
     @property
     def login(self) -> bool:
         """Whether anybody has to say who they are."""
         return bool(self.users) or self.proxy is not None
+
+
+def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
+    """Return the configuration of a command line; raise `ConfigError` with one line about what is wrong."""
+    parser = argparse.ArgumentParser(prog="kestrel-web")
+    parser.add_argument("--config")
+    parser.add_argument("--servers")
+    parser.add_argument("--settings", action="append")
+    parser.add_argument("--listen")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--prefix")
+    parser.add_argument("--state")
+    parser.add_argument("--admin-port", type=int)
+    parser.add_argument("--interval", type=float)
+    parser.add_argument("--environment")
+    parser.add_argument("--read-only", action="store_true")
+    options = parser.parse_args(argv)
+    content = json.loads(Path(options.config).read_text()) if options.config else {}
+    content |= {
+        key: value
+        for key, value in vars(options).items()
+        if value is not None and value is not False and key not in ("config", "interval")
+    }
+    if options.interval:
+        content["interval_s"] = options.interval
+    content["servers"] = parse_servers(content["servers"])
+    content["admin_ports"] = {
+        parse_servers(name)[0]: port for name, port in content.get("admin_ports", {}).items()
+    }
+    content["users"] = tuple(User(**user) for user in content.get("users", ()))
+    content["tokens"] = tuple(Token(**token) for token in content.get("tokens", ()))
+    for key, made in (("proxy", Proxy), ("webhook", Webhook)):
+        if content.get(key):
+            content[key] = made(
+                **{
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in content[key].items()
+                }
+            )
+    content["settings"] = tuple(settings.load(path, {}) for path in content.get("settings", ()))
+    content["state"] = Path(content.get("state") or Path.home() / ".local/state/kestrel-web")
+    for key in ("hosts", "actions", "forwarded_from"):
+        if key in content:
+            content[key] = tuple(content[key])
+    return Config(**content)

@@ -1,0 +1,1 @@
+"""The pages and addresses of kestrel-web, one blueprint to a module."""
