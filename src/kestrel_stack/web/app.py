@@ -22,15 +22,13 @@ def create_app(parts: Site) -> Flask:
     try:
         security = importlib.import_module("kestrel_stack.web.security")
         security.install(app, parts)
-    except ImportError as error:
+    except Exception as error:
         log.warning("not there yet: %s", error)
     for name in VIEWS:
         try:
-            view = importlib.import_module(f"kestrel_stack.web.views.{name}")
-        except ImportError as error:
-            log.warning("not there yet: %s", error)
-            continue
-        app.register_blueprint(view.blueprint)
+            app.register_blueprint(importlib.import_module(f"kestrel_stack.web.views.{name}").blueprint)
+        except Exception as error:
+            log.warning("not there yet: views/%s.py: %s", name, error)
     if "healthz" not in {rule.rule.strip("/") for rule in app.url_map.iter_rules()}:
         app.add_url_rule("/healthz", "healthz", lambda: {"status": "skeleton"})
     return app

@@ -48,7 +48,7 @@ def build(config: Config) -> Site:
 def _part(module: str, name: str, *arguments: object) -> Any:
     try:
         return getattr(importlib.import_module(f"kestrel_stack.web.{module}"), name)(*arguments)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         log.warning("not there yet: %s", error)
         return None
 
