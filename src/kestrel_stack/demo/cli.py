@@ -16,7 +16,8 @@ from typing import NoReturn
 from kestrel_stack.demo import chart, outage, picture, report
 from kestrel_stack.demo.errors import DemoError
 from kestrel_stack.demo.report import Outage, Sample
-from kestrel_stack.demo.stage import Stage, clean_environment
+from kestrel_stack.demo.stage import Stage
+from kestrel_stack.processes import clean_environment
 
 PICTURE = Path(".build/demo/outage.png")
 PIPE_WIDTH = 100

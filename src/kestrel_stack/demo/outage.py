@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kestrel_stack import processes
 from kestrel_stack.demo.errors import DemoError
 from kestrel_stack.demo.report import Outage, Sample, outcomes
 from kestrel_stack.demo.stage import Stage
 from kestrel_stack.demo.visitors import WAYS, Visitors, request
+from kestrel_stack.processes import PHP
 from kestrel_stack.queue import Queue, QueueError
 
 NAMESPACE = "demo"
-SOURCE = Path(__file__).resolve().parents[2]
-PHP = SOURCE.parent / "php"
 PHP_EXTENSIONS = ("pcntl", "posix", "pdo_sqlite")
 SAMPLE_EVERY = 0.1
 """Seconds between two looks at the queues."""
@@ -57,14 +55,7 @@ Tick = Callable[[float, Sample, int], None]
 
 def no_php() -> str | None:
     """Return why PHP workers cannot run here; None when they can."""
-    if not (PHP / "bin" / "consumer").exists():
-        return f"there is no {PHP / 'bin' / 'consumer'}; run the demo in a checkout"
-    php = shutil.which("php")
-    if php is None:
-        return "php is not installed (apt-get install php-cli php-sqlite3)"
-    listed = subprocess.run([php, "-m"], capture_output=True, check=False, text=True).stdout.lower().split()
-    missing = [name for name in PHP_EXTENSIONS if name not in listed]
-    return f"this php has no {', '.join(missing)} (apt-get install php-cli php-sqlite3)" if missing else None
+    return processes.no_php(PHP, PHP_EXTENSIONS, "php-cli php-sqlite3")
 
 
 class Story:

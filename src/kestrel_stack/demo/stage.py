@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kestrel_stack import processes
 from kestrel_stack.demo.errors import DemoError
 
 START_SECONDS = 20.0
@@ -35,19 +33,10 @@ class Stage:
     def start(self, name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
         """Start a process; its output goes to ``NAME.log``."""
         self._commands[name] = command, environ or {}
-        # Killed by the kernel when this process dies: nothing of a demo outlives it.
-        leashed = ["setpriv", "--pdeathsig", "KILL", *command]
         try:
             with self.log(name).open("ab") as log:
-                self._processes[name] = subprocess.Popen(
-                    leashed,
-                    cwd=self.folder,
-                    env={**self._environ, **(environ or {})},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    # Ctrl-C is for the demo, which then ends them in order.
-                    start_new_session=True,
+                self._processes[name] = processes.start(
+                    command, self.folder, {**self._environ, **(environ or {})}, log
                 )
         except OSError as exc:
             raise DemoError(f"{name} could not be started: {exc.strerror}: {exc.filename}") from None
@@ -56,12 +45,12 @@ class Stage:
         """Wait until the process has written its port to ``NAME.port``, and return it."""
         file = self.folder / f"{name}.port"
         deadline = time.monotonic() + START_SECONDS
-        while not file.exists():
+        while (port := processes.read_port(file)) is None:
             self.check()
             if time.monotonic() > deadline:
                 raise DemoError(f"{name} did not listen after {START_SECONDS:g} s; see {self.log(name)}")
             time.sleep(0.01)
-        return int(json.loads(file.read_text())["port"])
+        return port
 
     def check(self) -> None:
         """Raise `DemoError` when a process has ended that nobody told to."""
@@ -83,28 +72,11 @@ class Stage:
 
     def terminate(self, names: Sequence[str]) -> None:
         """Ask processes to end and wait; what does not end in time is killed."""
-        ending = {name: self._processes.pop(name) for name in names if name in self._processes}
-        for process in ending.values():
-            process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in ending.values():
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        ending = [self._processes.pop(name) for name in names if name in self._processes]
+        processes.end(ending, STOP_SECONDS)
 
     def __enter__(self) -> Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.terminate(list(reversed(self.names)))
-
-
-def clean_environment() -> dict[str, str]:
-    """Return the environment without what would point the demo's processes at somebody's real stack."""
-    return {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("KESTREL_STACK_", "SUPERVISOR_", "SENTRY_"))
-    }
