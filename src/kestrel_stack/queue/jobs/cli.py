@@ -12,13 +12,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from kestrel_stack.queue import settings
-from kestrel_stack.queue.envelope import afresh
 from kestrel_stack.queue.errors import (
-    InvalidEnvelope,
     InvalidJob,
     InvalidQueueName,
     InvalidServer,
@@ -31,6 +30,7 @@ from kestrel_stack.queue.jobs.count import sample
 from kestrel_stack.queue.jobs.dump import PLACES, FileFailed, dump, load, marked, read
 from kestrel_stack.queue.jobs.parked import Filter, Found, as_json, walk
 from kestrel_stack.queue.jobs.progress import Progress
+from kestrel_stack.queue.jobs.requeue import put_back
 from kestrel_stack.queue.kestrel import KestrelStore
 from kestrel_stack.queue.producer import Producer
 from kestrel_stack.queue.settings import Settings
@@ -361,16 +361,7 @@ def _requeue(store: Queue, given: argparse.Namespace) -> int:
 
     def back(found: Found) -> None:
         nonlocal left
-        if found.record is None:
-            left += 1
-            return
-        try:
-            body = afresh(found.record.body)
-        except InvalidEnvelope:
-            body = found.record.body
-        # First there, then away from here: a cut in between leaves it in both places.
-        store.put(given.queue, body)
-        found.remove()
+        left += not put_back(found, partial(store.put, given.queue))
 
     _each(store, given, "requeued", back)
     if left:
