@@ -55,8 +55,8 @@ def spark(values: Sequence[float | None] | None, label: str = "") -> Markup:
         label or f"from {text.count(known[0])} to {text.count(known[-1])}, at most {text.count(max(known))}"
     )
     return Markup(  # noqa: S704 - numbers, and one text that is escaped
-        f'<svg class="spark" viewBox="0 0 {SPARK_WIDTH} {SPARK_HEIGHT}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(said)}"><title>{escape(said)}</title>{area}'
+        f'<svg class="spark" viewBox="0 0 {SPARK_WIDTH} {SPARK_HEIGHT}" preserveAspectRatio="none" '
+        f'role="img" aria-label="{escape(said)}"><title>{escape(said)}</title>{area}'
         f'<path class="spark-line" d="{path}"/></svg>'
     )
 

@@ -150,7 +150,7 @@ def _number(value: str, by: Column, written: str) -> float:
         known = ", ".join(unit for unit in units if unit) or "none"
         example = _EXAMPLES.get(by.kind, "1.5k")
         raise FilterError(
-            f"{written!r}: {value!r} is not a number for {by.name}; write one like {example} (units: {known})."
+            f"{written!r}: {value!r} is no number for {by.name}; write one like {example} (units: {known})."
         )
     return float(match["number"]) * units[match["unit"].lower()]
 

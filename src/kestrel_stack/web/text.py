@@ -108,7 +108,7 @@ def exact_time(at: float | None) -> str:
 
 
 def ago(at: float | None, now: float) -> str:
-    """Return how long ago something was: ``40 s ago``; ``just now`` below a second, and after a clock change."""
+    """Return how long ago something was: ``40 s ago``; ``just now`` below a second, or in the future."""
     if at is None:
         return NOTHING
     seconds = now - at

@@ -149,8 +149,8 @@ def _answer(template: str, view: View, **values: Any) -> Response:
     """Return a page, or 304 when the one who asks has it of the same view already."""
     parts = site()
     who = parts.auth.who()
-    seen = f"{_PROCESS}|{view.serial}|{request.full_path}|{FRAGMENT_HEADER in request.headers}|{who}|{_trouble()}"
-    tag = hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+    seen = (_PROCESS, view.serial, request.full_path, FRAGMENT_HEADER in request.headers, who, _trouble())
+    tag = hashlib.sha256(repr(seen).encode("utf-8", "surrogatepass")).hexdigest()[:20]
     # Only the script asks so: a browser's own reload must show a message that waits for it.
     if FRAGMENT_HEADER in request.headers and tag in request.if_none_match:
         answer = Response(status=304)
