@@ -95,7 +95,7 @@ def errors_of(key: str) -> str:
     """Return the key of the error queue of `key`; raise `CannotPark` when there can be none of ours."""
     if "~" in key:
         raise CannotPark(
-            f"{keys.show(key)}: parked jobs are known only of queues whose names are of A-Z, a-z, 0-9, _ and -."
+            f"{keys.show(key)}: only a queue whose name is of A-Z, a-z, 0-9, _ and - can have parked jobs."
         )
     try:
         return names.errors(key)
