@@ -1,9 +1,9 @@
 """The key of a queue: its name as plain ASCII, for addresses, rows, files and JSON.
 
-A name on a server may hold any byte but ``.``, ``/``, ``~`` and white space, so it need not be text at all.
-In its key letters, digits, ``_`` and ``-`` stand for themselves and any other byte is ``~XX``, its value in
-hexadecimal: the key of ``shop_mail`` is ``shop_mail``, that of ``shop_mail+audit`` is ``shop_mail~2Baudit``.
-``~`` is free for that, since no name holds one.
+A name on a server may hold any byte but ``.``, ``/``, ``~``, space, line feed and NUL (source: observed),
+so it need not be text at all. In its key letters, digits, ``_`` and ``-`` stand for themselves and any other
+byte is ``~XX``, its value in hexadecimal: the key of ``shop_mail`` is ``shop_mail``, that of
+``shop_mail+audit`` is ``shop_mail~2Baudit``. ``~`` is free for that, since no name holds one.
 """
 
 from __future__ import annotations
@@ -13,29 +13,33 @@ import re
 MAX_NAME_BYTES = 255
 """No name is longer: it is a file's name on its server."""
 
+_ILLEGAL = re.compile(rb"[./~ \n\0]")
 _KEY = re.compile(r"(?:[A-Za-z0-9_-]|~[0-9A-F]{2})+")
-_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_OTHER = re.compile(rb"[^A-Za-z0-9_-]")
 
 
 def make(name: bytes) -> str:
     """Return the key of a queue's name."""
-    return "".join(chr(byte) if byte in _PLAIN else f"~{byte:02X}" for byte in name)
+    return _OTHER.sub(lambda match: b"~%02X" % match[0][0], name).decode("ascii")
+
+
+def legal(name: bytes) -> bool:
+    """Say whether a server could be asked about a queue of this name."""
+    return 0 < len(name) <= MAX_NAME_BYTES and not _ILLEGAL.search(name)
 
 
 def parse(key: str) -> bytes:
     """Return the name that a key stands for; raise `ValueError` when it is no name's key."""
     if not _KEY.fullmatch(key):
         raise ValueError(f"{key!r} is not the key of a queue")
-    name = re.sub(
-        rb"~([0-9A-F]{2})", lambda match: bytes([int(match[1], 16)]), key.encode("ascii")
-    )
-    if len(name) > MAX_NAME_BYTES or make(name) != key or re.search(rb"[./~\s\0]", name):
+    name = re.sub(rb"~([0-9A-F]{2})", lambda match: bytes([int(match[1], 16)]), key.encode("ascii"))
+    if not legal(name) or make(name) != key:
         raise ValueError(f"{key!r} is not the key of a queue")
     return name
 
 
 def show(key: str) -> str:
-    """Return the name for people to read: as text where it is UTF-8, other bytes as ``\\xNN``.
+    r"""Return the name for people to read: as text where it is UTF-8, other bytes as ``\xNN``.
 
     What would move a cursor or turn the text's direction is escaped too.
     """

@@ -22,7 +22,9 @@ class QueueNumbers:
     mem_items: int = 0
     mem_bytes: int = 0
     journal_bytes: int | None = None
+    """By the memcache port: of the current journal file only."""
     age_ms: int = 0
+    """How long the next item has waited, as far as anybody can know (see `ages`)."""
     waiters: int = 0
     open_transactions: int = 0
     total_items: int = 0
