@@ -1,7 +1,8 @@
 """Tables as CSV (RFC 4180): UTF-8, CRLF, a head line, written as they are read.
 
-A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula and computes it. Names of
-queues and texts of errors are written by anybody, so such a text gets a ``'`` in front; numbers stay numbers.
+A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula and computes it. Names
+of queues and texts of errors are written by anybody, so such a text gets a ``'`` in front; numbers stay
+numbers.
 """
 
 from __future__ import annotations

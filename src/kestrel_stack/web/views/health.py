@@ -1,0 +1,46 @@
+"""``/healthz``: whether kestrel-web does its work. A Kestrel that is down does not make it unhealthy."""
+
+from __future__ import annotations
+
+import json
+
+from flask import Blueprint, Response, request
+
+import kestrel_stack
+from kestrel_stack.web import parameters
+from kestrel_stack.web.auth import role
+from kestrel_stack.web.site import site
+
+blueprint = Blueprint("health", __name__)
+
+OK, DEGRADED, STUCK = "ok", "degraded", "stuck"
+
+
+@blueprint.get("/healthz")
+@role(None)
+def healthz() -> Response:
+    """Answer 200, or 503 when the servers are not being asked any more.
+
+    Anybody may ask, so that nothing is said here that is not for anybody: numbers of servers, no names.
+    """
+    parameters.read(request.args, {})
+    parts = site()
+    view = parts.poller.view()
+    stuck, trouble = parts.poller.trouble(), parts.store.trouble()
+    document = {
+        "status": STUCK if stuck else DEGRADED if trouble else OK,
+        "version": kestrel_stack.__version__,
+        "polling": stuck,
+        "database": trouble,
+        "servers": {
+            "configured": len(view.servers),
+            "reachable": sum(server.reachable for server in view.servers),
+            "stale": sum(server.stale for server in view.servers),
+        },
+        "at": view.at,
+    }
+    answer = Response(
+        json.dumps(parameters.plain(document)) + "\n", 503 if stuck else 200, mimetype="application/json"
+    )
+    answer.headers["Cache-Control"] = "no-store"
+    return answer

@@ -1,0 +1,49 @@
+"""``/metrics`` for Prometheus; ``?f=FILTER`` shows only queues that the filter lets through."""
+
+from __future__ import annotations
+
+import time
+
+from flask import Blueprint, Response, request
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+import kestrel_stack
+from kestrel_stack.web import parameters
+from kestrel_stack.web.auth import role
+from kestrel_stack.web.exposition import Families, Moment
+from kestrel_stack.web.filters import Filter
+from kestrel_stack.web.site import Site, site
+
+blueprint = Blueprint("metrics", __name__)
+
+
+@blueprint.get("/metrics")
+@role("metrics")
+def metrics() -> Response:
+    """Answer a scrape from what the last polls found."""
+    filter_ = parameters.read(request.args, {"f": parameters.queue_filter})["f"]
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    registry.register(Families(_moment(site(), filter_)))
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    answer = Response(encode(registry), content_type=content_type)
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
+def _moment(parts: Site, filter_: Filter | None) -> Moment:
+    view = parts.poller.view()
+    rows = None if filter_ is None else tuple(row for row in view.rows() if filter_.matches(row))
+    return Moment(
+        view=view,
+        now=time.time(),
+        version=kestrel_stack.__version__,
+        environment=parts.config.environment,
+        store_trouble=parts.store.trouble() is not None,
+        polls={
+            address: (count.polls, count.failures, count.seconds)
+            for address, count in parts.poller.counters().items()
+        },
+        rows=rows,
+    )
