@@ -54,6 +54,11 @@ class Lab:
         """Return the path of the key made for this lab."""
         return self.state / "keys" / "id_ed25519"
 
+    @property
+    def login(self) -> Path:
+        """Return the path of the login to kestrel-web that the playbook makes."""
+        return self.state / "kestrel-web-login.json"
+
     def container(self, host: str) -> str:
         """Return the name of a host's container."""
         return f"{self.prefix}-{host}"
@@ -160,6 +165,7 @@ def containers_yml(lab: Lab, addresses: Mapping[str, str], public_key: str) -> s
                 "ansible_ssh_common_args": f"-F {shlex.quote(str(lab.ssh_config))}",
                 "deploy_ssh_config": str(lab.ssh_config),
                 "app_host_deploy_keys": [public_key],
+                "kestrel_web_login_file": str(lab.login),
             },
         }
     }

@@ -24,6 +24,8 @@ class Summary:
     duplicates: int = 0
     pages: Sequence[tuple[str, str]] = ()
     """Host and address of each of the application's pages."""
+    monitors: Sequence[tuple[str, str]] = ()
+    """Host and address of each kestrel-web, with how to log in."""
     try_next: Sequence[str] = ()
     later: Sequence[str] = ()
 
@@ -69,6 +71,8 @@ def show(summary: Summary, out: TextIO) -> None:
     for host, address in summary.pages:
         # Not wrapped by rich, so that a terminal sees one address.
         print(f"the application's page on {host}: {address}", file=out)
+    for host, address in summary.monitors:
+        print(f"kestrel-web on {host}: {address}", file=out)
     for line in summary.later:
         console.print(line)
     if summary.try_next:

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kestrel_stack.lab import daemon, engine, hosts, image, inventory, locks, playbook, programs, report
+from kestrel_stack.lab import (
+    daemon,
+    engine,
+    hosts,
+    image,
+    inventory,
+    locks,
+    login,
+    playbook,
+    programs,
+    report,
+)
 from kestrel_stack.lab.errors import LabError
 from kestrel_stack.lab.inventory import CHECKOUT, Lab
 from kestrel_stack.lab.progress import Step, clock, say, step
@@ -30,7 +42,7 @@ PHP_TENANT, PHP_QUEUE = "globex", "hello_world_php"
 """Whose HelloWorld is done in PHP, where the inventory has the queue for it."""
 JOBS_SECONDS = 60.0
 PAGE_SECONDS = 10.0
-LATER = ("not here yet: kestrel-web and Sentry (they come in a later version)",)
+LATER = ("not here yet: Sentry (it comes in a later version)",)
 
 
 def lab_of(env: str) -> Lab:
@@ -146,6 +158,8 @@ def _up(run: Run, suite: str, recreate: bool) -> report.Summary:
     totals, duplicates = _done(lab, apps)
     run.at = "pages"
     pages = _pages(lab, done.addresses, variables)
+    run.at = "kestrel-web"
+    monitors = _monitors(lab, done.addresses, variables)
     groups = {
         host: [group for group, members in lab.groups.items() if group != "all" and host in members]
         for host in lab.hosts
@@ -158,6 +172,7 @@ def _up(run: Run, suite: str, recreate: bool) -> report.Summary:
         done=totals,
         duplicates=duplicates,
         pages=pages,
+        monitors=monitors,
         try_next=_try_next(lab, apps),
         later=LATER,
     )
@@ -320,6 +335,52 @@ def _pages(
             ) from None
         found.append((host, address))
     return found
+
+
+def _monitors(
+    lab: Lab, addresses: Mapping[str, str], variables: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """Return where every kestrel-web is, each of which answers, and how to log in."""
+    found = []
+    for host in lab.groups.get("kestrel_web", ()):
+        port = int(variables[host].get("kestrel_web_port", 8090))
+        healthz = f"http://{{}}:{port}{variables[host].get('kestrel_web_prefix', '')}/healthz"
+        # On loopback only the host itself can ask.
+        own = "kestrel_web_listen_address" not in variables[host]
+        address = "127.0.0.1" if own else addresses[host]
+        if own:
+            done = ssh(
+                lab,
+                host,
+                f"curl --silent --show-error --output /dev/null {healthz.format(address)}",
+                user="admin",
+            )
+            why = "" if done.returncode == 0 else engine.last_line(done.stderr)
+        else:
+            why = _unanswered(healthz.format(address))
+        if why:
+            raise LabError(
+                f"{host}: kestrel-web at {address}:{port} does not answer ({why}); see: "
+                f"ssh -F {_shown(lab.ssh_config)} {host} sudo journalctl --unit kestrel-web"
+            )
+        shown = healthz.format(address).removesuffix("healthz")
+        if own:
+            shown += f" there: ssh -F {_shown(lab.ssh_config)} -L {port}:127.0.0.1:{port} {host}"
+        if variables[host].get("kestrel_web_generate_login"):
+            shown += f" (user {login.read(lab.login)['name']}, password in {_shown(lab.login)})"
+        found.append((host, shown))
+    return found
+
+
+def _unanswered(address: str) -> str:
+    """Ask for a page; return why there is no answer, or nothing. An error of the server's is an answer."""
+    try:
+        with urllib.request.urlopen(address, timeout=PAGE_SECONDS):  # noqa: S310
+            return ""
+    except urllib.error.HTTPError:
+        return ""
+    except OSError as error:
+        return str(error)
 
 
 def _enqueue(lab: Lab, host: str, app: str, tenant: str, job: str, count: int) -> None:

@@ -32,7 +32,7 @@ def defaults(role: Path) -> dict:
 
 
 def test_there_are_roles():
-    assert {"common", "app_host", "kestrel", "supervisor", "consumers", "web"} <= {
+    assert {"common", "app_host", "kestrel", "supervisor", "consumers", "web", "kestrel_web"} <= {
         role.name for role in ROLES
     }
 
@@ -160,6 +160,8 @@ def test_templates_that_can_be_checked_are_checked_before_they_replace_a_file():
         "etc/systemd/system/kestrel-stack-web.socket.j2",
         # A release's unit, and the one that starts the current release at boot.
         "etc/systemd/system/kestrel-stack-web{{ item }}.service.j2",
+        "etc/systemd/system/kestrel-web.service.j2",
+        "etc/systemd/system/kestrel-web-nginx.service.j2",
     }
 
 

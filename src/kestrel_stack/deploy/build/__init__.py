@@ -10,7 +10,7 @@ from .bundle import Bundle, build_bundle, bundle_for
 from .cache import CACHE, trim_cache, write_whole
 from .lock import Lock, Locked, read_lock, target_environment
 from .source import PHP_SOURCES, STACK_SOURCES, Source, find_source
-from .stack import STACK_FOLDER, build_stack_wheel
+from .stack import STACK_FOLDER, build_checkout_wheel, build_stack_wheel
 from .tree import File
 from .wheels import Wheels, build_wheels, platform_tags, venv_key
 
@@ -28,6 +28,7 @@ __all__ = [
     "Wheels",
     "build_archive",
     "build_bundle",
+    "build_checkout_wheel",
     "build_stack_wheel",
     "build_wheels",
     "bundle_for",

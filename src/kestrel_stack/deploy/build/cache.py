@@ -42,7 +42,7 @@ def in_use(folder: Path) -> bool:
 
 
 def trim_cache(cache: Path = CACHE, keep: int = 20) -> None:
-    """Remove the oldest archives, bundles, manifests, wheels and vendor folders; they can be made again.
+    """Remove the oldest archives, bundles, manifests, wheels and vendor folders; all can be made again.
 
     Manifests are small, and a host that is deployed to seldom still gets little when its own is known: of
     these ten times as many stay. Every commit that changes a class of PHP makes a whole vendor folder: of
@@ -53,6 +53,7 @@ def trim_cache(cache: Path = CACHE, keep: int = 20) -> None:
         "bundles": keep,
         "manifests": 10 * keep,
         "wheels": keep,
+        "web": keep,
         "composer/packages": -(-keep // 4),
         "composer/vendor": -(-keep // 4),
     }

@@ -27,9 +27,16 @@ def build_stack_wheel(source: Source, *, root: Path = ROOT, cache: Path = CACHE)
     says everything; else from the checkout's HEAD; and from the files as they are when this is no git
     checkout.
     """
-    data = _sources(source, STACK_SOURCES, root)
-    key = _content_key(data)
-    folder = cache / "stack" / key
+    return _kept_wheel(_sources(source, STACK_SOURCES, root), cache)
+
+
+def build_checkout_wheel(*, root: Path = ROOT, cache: Path = CACHE) -> Path:
+    """Build the wheel of kestrel_stack from the checkout's files as they are, and return its path."""
+    return _kept_wheel(_pack_files(root, STACK_SOURCES), cache)
+
+
+def _kept_wheel(data: bytes, cache: Path) -> Path:
+    folder = cache / "stack" / _content_key(data)
     if not folder.is_dir():
         _build_wheel(data, folder)
     return next(folder.glob("*.whl"))

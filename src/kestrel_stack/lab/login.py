@@ -1,0 +1,86 @@
+"""The lab's login to kestrel-web: ``python -m kestrel_stack.lab.login --file FILE``, for role kestrel_web.
+
+The file holds name, password and the password's hash, readable for its owner alone; it is made once. Printed
+is what kestrel-web is told, which has the hash and not the password.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from argon2 import PasswordHasher
+
+from kestrel_stack.lab.errors import LabError
+
+NAME = "operator"
+ROLE = "operator"
+KEYS = {"name", "password", "password_hash"}
+
+
+def read(path: Path) -> dict[str, str]:
+    """Return the login that a file holds; LabError where it holds none, FileNotFoundError without one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise LabError(f"{path}: cannot be read ({error}): remove it for a new login") from None
+    if not isinstance(found, dict) or KEYS - set(found):
+        raise LabError(f"{path}: holds no login: remove it for a new one")
+    return {key: str(found[key]) for key in KEYS}
+
+
+def ensure(path: Path) -> dict[str, str]:
+    """Return the login of a file, which is made with a new password where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return read(path)
+        except FileNotFoundError:
+            pass
+        password = secrets.token_urlsafe(12)
+        made = {"name": NAME, "password": password, "password_hash": PasswordHasher().hash(password)}
+        new = path.with_name(f".{path.name}.new")
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(json.dumps(made, indent=2) + "\n")
+        new.replace(path)
+        return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the login as kestrel-web's configuration wants it; 1 with one line when that is not possible."""
+    parser = argparse.ArgumentParser(prog="login", description="Make the lab's login to kestrel-web, once.")
+    parser.add_argument("--file", required=True, type=Path)
+    parser.add_argument(
+        "--check", action="store_true", help="make none; where there is none, say another one"
+    )
+    options = parser.parse_args(argv)
+    path = options.file.expanduser()
+    try:
+        try:
+            login = read(path)
+        except FileNotFoundError:
+            if options.check:
+                # A hash that nobody knows a password for.
+                login = {"name": NAME, "password_hash": PasswordHasher().hash(secrets.token_urlsafe())}
+            else:
+                login = ensure(path)
+    except (LabError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    said = {"name": login["name"], "role": ROLE, "password_hash": login["password_hash"]}
+    sys.stdout.write(json.dumps(said) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
