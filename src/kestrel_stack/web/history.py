@@ -385,7 +385,7 @@ def observe(view: View) -> dict[str, Values]:
     for row in view.rows():
         if len(found) >= MAX_SERIES:
             break
-        known = not row.servers or any(address in fresh for address in row.servers)
+        known = any(address in fresh for address in row.servers) if row.servers else not row.stale
         found[_QUEUE + row.key] = _values(row.numbers, row.parked) if known else UNKNOWN
     return found
 
@@ -633,6 +633,14 @@ def all_sparks(
     return {
         name.removeprefix(_QUEUE): spark for name, spark in sparks.items() if name.startswith(_QUEUE)
     }, grid.count
+
+
+def complete_sparks(table: dict[str, list[float | None]], latest: Moment, count: int) -> None:
+    """Put the last view's backlogs where nothing newer was recorded."""
+    for name, (items, *_) in latest[1].items():
+        if name.startswith(_QUEUE) and items is not None:
+            spark = table.setdefault(name.removeprefix(_QUEUE), [None] * count)
+            spark[-1] = items if spark[-1] is None else max(items, spark[-1])
 
 
 def some_sparks(

@@ -110,6 +110,20 @@ class Alert:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """How long something has been wrong, and right again: what `judge` remembers from view to view."""
+
+    since: float = 0.0
+    """When it began."""
+    bad_s: float = 0.0
+    """For how long it was seen to be wrong; time in which nothing was known does not count."""
+    good_s: float = 0.0
+    """Since then for how long it was seen to be right."""
+    alert: Alert | None = None
+    """What was raised, if anything."""
+
+
+@dataclass(frozen=True)
 class Limits:
     """When a queue's row gets attention: items waiting, and seconds that the next item has waited."""
 
@@ -169,6 +183,8 @@ class View:
     totals: QueueNumbers = QueueNumbers()
     """Over all queues but pings; the rates over top rows of kind ``queue``."""
     alerts: tuple[Alert, ...] = ()
+    conditions: Mapping[tuple[str, str], Condition] = field(default_factory=dict)
+    """By kind and subject, what is or may become an alert; for `judge` only."""
 
     def rows(self) -> list[QueueRow]:
         """Return every row, children right behind their parents."""

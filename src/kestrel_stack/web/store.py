@@ -197,15 +197,18 @@ class Store:
             self._condition.notify_all()
 
     def get(self, key: str) -> Any | None:
-        """Return what was kept under `key`, or None."""
+        """Return what was kept under `key`, or None; None too when it cannot be read now."""
+        with contextlib.suppress(StoreTrouble):
+            return self.fetch(key)
+        return None
+
+    def fetch(self, key: str) -> Any | None:
+        """Return what was kept under `key`, or None; raise `StoreTrouble` when it cannot be read now."""
         with self._condition:
             if key in self._dirty:
                 text = self._dirty[key]
                 return None if text is None else json.loads(text)
-        try:
-            rows = self.read("SELECT value FROM kv WHERE key = ?", (key,))
-        except StoreTrouble:
-            return None
+        rows = self.read("SELECT value FROM kv WHERE key = ?", (key,))
         return json.loads(rows[0][0]) if rows else None
 
     # The audit log
@@ -261,14 +264,20 @@ class Store:
         """Return a queue's samples at equal distances; with key ``""`` those of all queues together."""
         now, tiers = self._clock(), self._recorder.tiers
         return self._reading(
-            lambda connection: history.queue_samples(connection, tiers, key, start, end, points, now, self._recorder.latest), []
+            lambda connection: history.queue_samples(
+                connection, tiers, key, start, end, points, now, self._recorder.latest
+            ),
+            [],
         )
 
     def server_history(self, address: str, start: float, end: float, points: int = 300) -> list[ServerSample]:
         """Return a server's samples at equal distances."""
         now, tiers = self._clock(), self._recorder.tiers
         return self._reading(
-            lambda connection: history.server_samples(connection, tiers, address, start, end, points, now, self._recorder.latest), []
+            lambda connection: history.server_samples(
+                connection, tiers, address, start, end, points, now, self._recorder.latest
+            ),
+            [],
         )
 
     def spark(
@@ -279,7 +288,9 @@ class Store:
         now, tiers = self._clock(), self._recorder.tiers
         if len(wanted) <= 20:
             return self._reading(
-                lambda connection: history.some_sparks(connection, tiers, wanted, seconds, points, now, self._recorder.latest),
+                lambda connection: history.some_sparks(
+                    connection, tiers, wanted, seconds, points, now, self._recorder.latest
+                ),
                 {key: [] for key in wanted},
             )
         found, count = self._spark_table(seconds, points)
@@ -296,6 +307,8 @@ class Store:
                 table, count = self._reading(
                     lambda connection: history.all_sparks(connection, tiers, seconds, points, now), ({}, 0)
                 )
+                if count and (latest := self._recorder.latest) is not None and latest[0] <= now:
+                    history.complete_sparks(table, latest, count)
                 if len(self._sparks) >= 4:
                     self._sparks.clear()
                 known = self._sparks[seconds, points] = (now, table, count)
