@@ -2,32 +2,90 @@
 
 from __future__ import annotations
 
+import getpass
+import importlib.util
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
-from kestrel_stack.web.config import ConfigError, load
+from kestrel_stack.web.config import ConfigError
 
 PROGRAM = "kestrel-web"
+EX_OK = 0
+EX_FAILED = 1
 EX_CONFIG = 78
+"""Exit status for what trying again would not mend: a wrong flag or configuration."""
+
+_NEEDED = ("flask", "flask_wtf", "waitress", "argon2", "prometheus_client")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run kestrel-web; return its exit status."""
-    from kestrel_stack.web import service
-
-    logging.basicConfig(level=logging.INFO, format=f"{PROGRAM}: %(levelname)s %(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _stop)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return _fail(
+            f"Python has no {missing[0]} here; install kestrel-stack[web], pinned in requirements/web.txt.",
+            EX_FAILED,
+        )
     try:
-        config = load(sys.argv[1:] if argv is None else argv, os.environ)
+        if arguments[:1] == ["hash-password"]:
+            return _hash_password(arguments[1:])
+        return _run(arguments)
     except ConfigError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return EX_CONFIG
-    service.serve(config)
-    return 0
+        return _fail(str(error), EX_CONFIG)
+    except KeyboardInterrupt:
+        return 130
 
 
-def _stop(*_: object) -> None:
-    raise SystemExit(0)
+def _run(arguments: Sequence[str]) -> int:
+    from kestrel_stack.web import loading
+
+    options = loading.parser().parse_args(arguments)
+    config = loading.settle(options, os.environ)
+    if options.check:
+        print(f"{PROGRAM}: {options.config or 'all'} is in order", file=sys.stderr)
+        return EX_OK
+    from kestrel_stack.web.security import LogFormatter
+    from kestrel_stack.web.service import StartError, serve
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter(f"{PROGRAM}: %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # One line each time that all threads are busy would say nothing else.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    try:
+        serve(config)
+    except StartError as error:
+        return _fail(str(error), EX_FAILED)
+    return EX_OK
+
+
+def _hash_password(arguments: Sequence[str]) -> int:
+    from kestrel_stack.web import passwords
+
+    if arguments:
+        # Not as an argument: everybody on this machine could read it there.
+        if arguments[0] in ("-h", "--help"):
+            print(f"usage: {PROGRAM} hash-password   (asks for the password, or reads one line from stdin)")
+            return EX_OK
+        return _fail(
+            "hash-password takes no arguments; it asks for the password, or reads it from stdin.", EX_CONFIG
+        )
+    if sys.stdin.isatty():
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Once more: ") != password:
+            return _fail("These were two different passwords; nothing was done.", EX_FAILED)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    try:
+        print(passwords.make(password))
+    except ValueError as error:
+        return _fail(str(error), EX_FAILED)
+    return EX_OK
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return status

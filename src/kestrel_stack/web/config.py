@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kestrel_stack.queue import settings
-from kestrel_stack.queue.servers import Server, parse_servers
+from kestrel_stack.queue.servers import Server
 from kestrel_stack.queue.settings import Settings
 
 ACTIONS = (
@@ -98,6 +95,8 @@ class Config:
     forwarded_from: tuple[str, ...] = ()
     """Addresses whose X-Forwarded-For and X-Forwarded-Proto are believed."""
     session_s: int = 12 * 3600
+    session_idle_s: int = 2 * 3600
+    """A session that nobody uses ends after."""
     interval_s: float = 2.0
     """Between two polls of a server."""
     timeout_s: float = 3.0
@@ -124,48 +123,3 @@ class Config:
     def login(self) -> bool:
         """Whether anybody has to say who they are."""
         return bool(self.users) or self.proxy is not None
-
-
-def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
-    """Return the configuration of a command line; raise `ConfigError` with one line about what is wrong."""
-    parser = argparse.ArgumentParser(prog="kestrel-web")
-    parser.add_argument("--config")
-    parser.add_argument("--servers")
-    parser.add_argument("--settings", action="append")
-    parser.add_argument("--listen")
-    parser.add_argument("--port", type=int)
-    parser.add_argument("--prefix")
-    parser.add_argument("--state")
-    parser.add_argument("--admin-port", type=int)
-    parser.add_argument("--interval", type=float)
-    parser.add_argument("--environment")
-    parser.add_argument("--read-only", action="store_true")
-    options = parser.parse_args(argv)
-    content = json.loads(Path(options.config).read_text()) if options.config else {}
-    content |= {
-        key: value
-        for key, value in vars(options).items()
-        if value is not None and value is not False and key not in ("config", "interval")
-    }
-    if options.interval:
-        content["interval_s"] = options.interval
-    content["servers"] = parse_servers(content["servers"])
-    content["admin_ports"] = {
-        parse_servers(name)[0]: port for name, port in content.get("admin_ports", {}).items()
-    }
-    content["users"] = tuple(User(**user) for user in content.get("users", ()))
-    content["tokens"] = tuple(Token(**token) for token in content.get("tokens", ()))
-    for key, made in (("proxy", Proxy), ("webhook", Webhook)):
-        if content.get(key):
-            content[key] = made(
-                **{
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in content[key].items()
-                }
-            )
-    content["settings"] = tuple(settings.load(path, {}) for path in content.get("settings", ()))
-    content["state"] = Path(content.get("state") or Path.home() / ".local/state/kestrel-web")
-    for key in ("hosts", "actions", "forwarded_from"):
-        if key in content:
-            content[key] = tuple(content[key])
-    return Config(**content)

@@ -230,7 +230,9 @@ class Poller:
         config: Config,
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
+        earlier: View | None = None,
     ):
+        """`earlier` is what is remembered from before a restart."""
         self._config = config
         self._monotonic = monotonic
         self._wall = WallClock(clock, monotonic)
@@ -243,7 +245,7 @@ class Poller:
         ]
         self._builder = threading.Thread(target=self._build_always, name="views", daemon=True)
         self._heeders: list[threading.Thread] = []
-        self._view = self._build(View())
+        self._view = self._build(earlier or View())
 
     def start(self) -> None:
         """Begin to poll."""

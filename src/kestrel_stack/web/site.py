@@ -9,6 +9,7 @@ from flask import Flask, current_app
 
 if TYPE_CHECKING:
     from kestrel_stack.web.actions import Actions
+    from kestrel_stack.web.alerts import Alerting
     from kestrel_stack.web.auth import Auth
     from kestrel_stack.web.config import Config
     from kestrel_stack.web.poller import Poller
@@ -26,6 +27,7 @@ class Site:
     store: Store
     auth: Auth
     actions: Actions
+    alerting: Alerting
 
 
 def attach(app: Flask, parts: Site) -> None:
