@@ -27,6 +27,7 @@ from werkzeug.exceptions import HTTPException
 
 from kestrel_stack.web import charts, columns, filters, keys, problems, text
 from kestrel_stack.web.auth import role
+from kestrel_stack.web.config import ACTIONS
 from kestrel_stack.web.model import QueueRow, ServerState, View
 from kestrel_stack.web.site import site
 
@@ -110,6 +111,8 @@ def _globals(state: Any) -> None:
         exact_time=text.exact_time,
         ago=text.ago,
         show=keys.show,
+        target_name=_target_name,
+        detail=_detail,
         count=text.count,
         size=text.size,
         rate=text.rate,
@@ -118,6 +121,27 @@ def _globals(state: Any) -> None:
     )
     app.jinja_env.trim_blocks = True
     app.jinja_env.lstrip_blocks = True
+
+
+def _target_name(target: str) -> str:
+    """Return what an audit entry was about: a queue's name for its key, anything else as it is."""
+    try:
+        return keys.show(target)
+    except ValueError:
+        return target
+
+
+def _detail(value: Any) -> str:
+    """Return a value of an audit entry's details as a short text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_detail(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_detail, value))
+    if value is None:
+        return text.NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 @blueprint.app_context_processor
@@ -193,7 +217,7 @@ def overview() -> Response:
     """Show what needs attention first, then the whole."""
     view = site().poller.view()
     tops = list(view.queues)
-    spark = _history(
+    sparks = _history(
         lambda: site().store.spark(["", *[r.key for r in tops]], SPARK_SECONDS, SPARK_POINTS), {}
     )
     busiest = _top(tops, lambda row: (row.numbers.rate_in or 0) + (row.numbers.rate_out or 0))
@@ -202,7 +226,7 @@ def overview() -> Response:
     return _answer(
         "overview.html",
         view,
-        spark=spark,
+        sparks=sparks,
         boards=(
             ("Busiest", "busiest", busiest, "in"),
             ("Oldest", "oldest", oldest, "age"),
@@ -261,7 +285,7 @@ def queues() -> Response:
     page = min(max(1, _number("page", 1)), pages)
     opened = set(request.args.getlist("open"))
     shown = [_shown(row, chosen, opened) for row in rows[(page - 1) * per : page * per]]
-    spark = _history(
+    sparks = _history(
         lambda: site().store.spark([each.row.key for each in shown], SPARK_SECONDS, SPARK_POINTS), {}
     )
     return _answer(
@@ -282,9 +306,11 @@ def queues() -> Response:
         pages=pages,
         per=per,
         per_page=PER_PAGE,
-        spark=spark,
+        sparks=sparks,
         polled=any(server.polled_at is not None for server in view.servers),
         here=_here,
+        open_with=lambda key: [*request.args.getlist("open"), key],
+        open_without=lambda key: [each for each in request.args.getlist("open") if each not in (key, "*")],
     )
 
 
@@ -334,10 +360,7 @@ def queue(key: str) -> Response:
     """Show one queue: its numbers, where they come from, and its history."""
     view = site().poller.view()
     row = _row(view, key)
-    chosen = request.args.get("range", "1h")
-    chosen = chosen if chosen in RANGES else "1h"
-    end = view.at or time.time()
-    start = end - RANGES[chosen]
+    chosen, start, end = _range(view)
     samples = _history(lambda: site().store.history(key, start, end, CHART_POINTS), [])
     parent = next((top for top in view.queues if row in top.children), None)
     return _answer(
@@ -355,17 +378,26 @@ def queue(key: str) -> Response:
     )
 
 
-def _charts(row: QueueRow, samples: list[Any], start: float, end: float) -> list[tuple[str, Any, list[Any]]]:
-    def series(title: str, field: str, style: int = 1, factor: float = 1) -> charts.Series:
-        points = []
-        for sample in samples:
-            value = getattr(sample, field)
-            points.append((sample.at, None if value is None else value * factor))
-        return charts.Series(title, points, style)
+def _range(view: View) -> tuple[str, float, float]:
+    """Return the time that charts show: what it is called, where it begins and ends."""
+    chosen = request.args.get("range", "1h")
+    chosen = chosen if chosen in RANGES else "1h"
+    end = view.at or time.time()
+    return chosen, end - RANGES[chosen], end
 
-    backlog = [series("items", "items")]
-    age = [series("age", "age_ms", factor=0.001)]
-    rates = [series("in per second", "rate_in", 1), series("out per second", "rate_out", 2)]
+
+def _series(samples: list[Any], title: str, field: str, style: int = 1, factor: float = 1) -> charts.Series:
+    points = []
+    for sample in samples:
+        value = getattr(sample, field)
+        points.append((sample.at, None if value is None else value * factor))
+    return charts.Series(title, points, style)
+
+
+def _charts(row: QueueRow, samples: list[Any], start: float, end: float) -> list[tuple[str, Any, list[Any]]]:
+    backlog = [_series(samples, "items", "items")]
+    age = [_series(samples, "age", "age_ms", factor=0.001)]
+    rates = [_series(samples, "in per second", "rate_in"), _series(samples, "out per second", "rate_out", 2)]
     return [
         ("Backlog", charts.chart("Backlog", backlog, start, end, limit=row.limits.backlog), backlog),
         (
@@ -399,12 +431,25 @@ def server(server: str) -> Response:
     if state is None:
         abort(404, "This server is not in the configuration.")
     rows = [row for row in view.rows() if server in row.servers]
+    chosen, start, end = _range(view)
+    samples = _history(lambda: site().store.server_history(server, start, end, CHART_POINTS), [])
+    items = [_series(samples, "items", "items")]
+    rates = [_series(samples, "in per second", "rate_in"), _series(samples, "out per second", "rate_out", 2)]
+    connections = [_series(samples, "connections", "connections")]
     return _answer(
         "server.html",
         view,
         server=state,
         rows=sorted(rows, key=lambda row: -row.servers[server].items)[:50],
         count=len(rows),
+        range=chosen,
+        ranges=RANGES,
+        charts=[
+            ("Items", charts.chart("Items", items, start, end), items),
+            ("Rates per second", charts.chart("Rates", rates, start, end, kind="rate"), rates),
+            ("Connections", charts.chart("Connections", connections, start, end), connections),
+        ],
+        here=_here,
     )
 
 
@@ -414,7 +459,7 @@ def audit() -> Response:
     """Show who changed what, newest first."""
     wanted = {
         name: request.args.get(name, "").strip()[:200]
-        for name in ("who", "action", "target", "outcome")
+        for name in ("text", "who", "action", "target", "outcome")
         if request.args.get(name, "").strip()
     }
     before = _number("before", 0) or None
@@ -425,6 +470,7 @@ def audit() -> Response:
         entries=(entries or [])[:50],
         more=bool(entries) and len(entries) > 50,
         unreadable=entries is None,
+        actions=ACTIONS,
         wanted=wanted,
         before=before,
         here=_here,
