@@ -34,7 +34,8 @@ MAX_HEADER = 64 * 1024
 SERVER_LIMITS: dict[str, Any] = {
     "ident": None,
     "max_request_header_size": MAX_HEADER,
-    "max_request_body_size": MAX_BODY,
+    # Flask refuses what is larger than MAX_BODY, with an answer of ours; waitress what is much larger.
+    "max_request_body_size": 4 * MAX_BODY,
     # Somebody who sends a request byte by byte is not waited for; so many connections cost little memory.
     "channel_timeout": 30,
     "connection_limit": 300,
