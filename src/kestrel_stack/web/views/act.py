@@ -192,11 +192,11 @@ def look_at_parked(key: str) -> BaseResponse:
     parts = site()
     key = _key(key)
     try:
-        parts.actions.look(key, parts.auth.who())
+        parts.actions.look(key, parts.auth.who(), parts.auth.address())
     except ActionRefused as exc:
-        if exc.status != 409:
+        if exc.status not in AGAIN:
             _refuse(exc)
-        return _parked(key, str(exc))
+        return _parked(key, exc)
     wanted = {name: request.form.get(name, "") for name in ("job", "tenant", "reason")}
     return redirect(path("/queues", key, "parked", **wanted), 303)
 
@@ -310,7 +310,7 @@ def _chosen(action: str) -> list[str]:
     return [row.key for row in found]
 
 
-def _parked(key: str, error: str | None = None) -> Response:
+def _parked(key: str, refused: ActionRefused | None = None) -> Response:
     parts = site()
     parent = requeue.parent_of(key)
     plan: Plan | None = None
@@ -332,7 +332,7 @@ def _parked(key: str, error: str | None = None) -> Response:
             name=keys.show(parent),
             plan=plan,
             problem=problem,
-            error=error,
+            error=str(refused) if refused else None,
             look=found,
             items=items,
             wanted=wanted,
@@ -344,7 +344,7 @@ def _parked(key: str, error: str | None = None) -> Response:
             is_text=peek.is_text,
             visible=peek.visible,
         ),
-        409 if error else 200,
+        refused.status if refused else 200,
     )
     response.headers["Cache-Control"] = "no-store"
     return response
