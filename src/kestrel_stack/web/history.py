@@ -300,9 +300,14 @@ class Recorder:
     def prune(self, connection: sqlite3.Connection, now: float, elapsed_s: float) -> None:
         """Remove what is older than its tier keeps, and what lies in the future.
 
-        At most four times as much as was recorded in `elapsed_s`: a clock that is wrong for an hour costs a
-        few hours of the oldest history, and never all of it.
+        Of the old at most four times as much as was recorded in `elapsed_s`: a clock that is wrong for an
+        hour costs a few hours of the oldest history, and never all of it. Of the future nothing before most
+        of a day was lived by the present clock.
         """
+        (minutes,) = connection.execute(
+            "SELECT count(*) FROM ticks WHERE tier = 1 AND at > ? AND at <= ?", (int(now) - _DAY, int(now))
+        ).fetchone()
+        settled = minutes > 1000
         for tier, about in enumerate(self.tiers):
             credit = min(self._credit[tier] + 4 * elapsed_s / about.step, 4.0 * about.whole_every)
             while block := self._oldest_block(connection, tier, int(now) - about.keep):
@@ -311,14 +316,14 @@ class Recorder:
                     break
                 credit -= ticks
                 _remove(connection, tier, 0, end)
-            rows = connection.execute(
-                "SELECT at FROM ticks WHERE tier = ? AND at > ? ORDER BY at DESC LIMIT ?",
-                (tier, int(now) + _DAY, int(credit)),
-            ).fetchall()
-            if rows:
-                credit -= len(rows)
-                _remove(connection, tier, rows[-1][0], _MAX_TIME)
             self._credit[tier] = credit
+            if settled:
+                rows = connection.execute(
+                    "SELECT at FROM ticks WHERE tier = ? AND at > ? ORDER BY at DESC LIMIT 1000",
+                    (tier, int(now) + _DAY),
+                ).fetchall()
+                if rows:
+                    _remove(connection, tier, rows[-1][0], _MAX_TIME)
         forgotten = connection.execute(
             "SELECT id, name FROM series WHERE seen < ? AND NOT EXISTS"
             " (SELECT 1 FROM ticks WHERE at < ? LIMIT 1) LIMIT 1000",
