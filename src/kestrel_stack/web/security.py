@@ -104,6 +104,8 @@ def install(app: Flask, parts: Site) -> None:
         WTF_CSRF_CHECK_DEFAULT=False,
         WTF_CSRF_SSL_STRICT=False,
     )
+    # An address is the one that it looks like: nothing is redirected for a slash too many.
+    app.url_map.merge_slashes = False
     csrf = CSRFProtect(app)
     app.before_request(lambda: _guard(app, parts.config, parts.auth, csrf))
     app.wsgi_app = Front(app.wsgi_app, parts.config)  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ FUTURE_S = 300.0
 """A session that began so much later than now was not: the clock was set back."""
 WRITE_S = 0.5
 """So long a login, a logout or a page waits for the database at most."""
-AGAIN_S = 5.0
+AGAIN_S = 2.0
 """For so long a database in trouble is not asked again for what memory knows as well."""
 
 log = logging.getLogger("kestrel-web")
@@ -80,8 +80,10 @@ class Sessions:
         self._clock = clock
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, _Session] = OrderedDict()
-        self._ended: OrderedDict[bytes, bool] = OrderedDict()
-        """Those that ended last, so that nothing brings them back; False: the database may still have it."""
+        self._ended: OrderedDict[bytes, None] = OrderedDict()
+        """Those that ended last, so that nothing brings them back."""
+        self._to_delete: set[bytes] = set()
+        """Those of them that the database may still have."""
         self._trouble_until = 0.0
 
     def begin(self, user: User) -> str:
@@ -151,6 +153,8 @@ class Sessions:
         except StoreTrouble as exc:
             self._in_trouble(exc)
             return known
+        if self._to_delete:
+            self._delete_ended()
         if rows:
             user, stamp, made, seen = rows[0]
             found = _Session(user, bytes(stamp), made, max(seen, known.seen if known else seen), saved=True)
@@ -166,15 +170,22 @@ class Sessions:
     def _end(self, key: bytes) -> None:
         with self._lock:
             self._known.pop(key, None)
-            self._ended[key] = False
+            self._ended[key] = None
+            self._to_delete.add(key)
             while len(self._ended) > IN_MEMORY:
-                self._ended.popitem(last=False)
-            waiting = [ended for ended, gone in self._ended.items() if not gone]
-        for ended in waiting:
-            if not self._write("DELETE FROM sessions WHERE id_hash = ?", (ended,)):
-                return
+                self._to_delete.discard(self._ended.popitem(last=False)[0])
+        self._delete_ended()
+
+    def _delete_ended(self) -> None:
+        with self._lock:
+            waiting = list(self._to_delete)
+
+        def delete(database: sqlite3.Connection) -> None:
+            database.executemany("DELETE FROM sessions WHERE id_hash = ?", [(key,) for key in waiting])
+
+        if self._write(delete):
             with self._lock:
-                self._ended[ended] = True
+                self._to_delete.difference_update(waiting)
 
     def _keep(self, key: bytes, session: _Session) -> bool:
         with self._lock:
