@@ -8,12 +8,14 @@ The traffic runs for so long that the charts have something to show.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from browser.stage import Traffic, stage
 from playwright.sync_api import sync_playwright
+
+from browser.stage import Traffic, stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +48,11 @@ MORE = (
 )
 
 
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="of traffic before the first picture")
@@ -70,13 +77,12 @@ def main() -> None:
             file = arguments.to / f"kestrel-web-{name}.png"
             page.screenshot(path=file)
             wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-            print(f"{file} {file.stat().st_size // 1024} kB{f', {wide} px too wide' if wide > 0 else ''}")
+            say(f"{file} {file.stat().st_size // 1024} kB{f', {wide} px too wide' if wide > 0 else ''}")
             context.close()
         browser.close()
         bad = [line for line in web.log.splitlines() if "Traceback" in line or "rror" in line]
-        print("\n".join(bad[:20]))
         if bad:
-            print(web.log[-6000:])
+            say(web.log[-6000:])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from support.broker import BrokerProcess, RawClient
 from support.kestrel_web import KestrelWeb, servers
@@ -80,7 +81,7 @@ class Traffic:
     """Puts and gets in a thread, each queue at rates of its own; goes on over a broker's death."""
 
     # queue: puts per second, gets per second, how much they swing
-    PLAN = {
+    PLAN: ClassVar = {
         "shop_orders": (38, 38.2, 0.3),
         "shop_mail": (9, 7.5, 0.4),
         "shop_thumbnails": (17, 19, 0.8),

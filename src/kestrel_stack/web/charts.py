@@ -12,8 +12,8 @@ from kestrel_stack.web import text
 
 Point = tuple[float, float | None]
 
-WIDTH, HEIGHT = 640, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 24
+WIDTH, HEIGHT = 440, 200
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 24
 SPARK_WIDTH, SPARK_HEIGHT = 96, 22
 
 _TIME_STEPS = (60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 432000, 864000)
@@ -83,7 +83,7 @@ def _path(points: Sequence[tuple[float, float | None]]) -> str:
 
 def ticks(top: float, kind: str = "count", wanted: int = 4) -> list[float]:
     """Return round values from 0 to at least `top`, for an axis."""
-    if not top > 0:
+    if not top > 1e-6:
         top = 1.0
     if kind == "seconds":
         step = next((each for each in _DURATION_STEPS if top / each <= wanted + 1), 0)
@@ -100,7 +100,7 @@ def ticks(top: float, kind: str = "count", wanted: int = 4) -> list[float]:
     return [index * step for index in range(math.ceil(top / step - 1e-9) + 1)]
 
 
-def time_ticks(start: float, end: float, wanted: int = 6) -> list[float]:
+def time_ticks(start: float, end: float, wanted: int = 5) -> list[float]:
     """Return round moments of this machine's time zone between two moments."""
     step = next((each for each in _TIME_STEPS if (end - start) / each <= wanted), _TIME_STEPS[-1])
     moment = text.when(start)

@@ -7,13 +7,18 @@ Terms ``FIELD OP VALUE``, separated by spaces or commas, all of which must hold.
 
 from __future__ import annotations
 
+import difflib
 import operator
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kestrel_stack.web.columns import COLUMNS, Column, Value, column
 from kestrel_stack.web.model import QueueRow
+
+# What Python might mean one day by a pattern that somebody types is of no use in a log.
+warnings.filterwarnings("ignore", "Possible (nested )?set", FutureWarning)
 
 MAX_LENGTH = 500
 """Of a whole filter."""
@@ -127,9 +132,9 @@ def _term(match: re.Match[str]) -> Term:
         return Term(written, COLUMNS["name"], "~", pattern, _pattern(pattern, written))
     by = column(match["field"])
     if by is None:
-        raise FilterError(
-            f"{written!r}: there is no field {match['field']!r}; there are {', '.join(COLUMNS)}."
-        )
+        near = difflib.get_close_matches(match["field"].lower(), COLUMNS, 1)
+        known = f"did you mean {near[0]}?" if near else f"there are {', '.join(COLUMNS)}."
+        raise FilterError(f"{written!r}: there is no field {match['field']!r}; {known}")
     if match["value"] is None:
         raise FilterError(f"{written!r} has no value after {match['op']!r}.")
     op, value = match["op"], match["value"].strip('"')

@@ -163,7 +163,7 @@ def _context() -> dict[str, Any]:
 
 def _trouble() -> str | None:
     try:
-        return site().store.trouble()
+        return site().store.trouble() or site().poller.trouble()
     except Exception:
         log.exception("the store's state")
         return "The history and the audit log cannot be reached."
