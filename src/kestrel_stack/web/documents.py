@@ -155,7 +155,7 @@ def entry(one: AuditEntry) -> dict[str, Any]:
     return {
         "id": one.id,
         "at": one.at,
-        "ended": one.ended,
+        "ended": one.ended_at,
         "who": one.who,
         "address": one.address,
         "role": one.role,

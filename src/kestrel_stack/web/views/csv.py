@@ -121,7 +121,7 @@ def _entries(store: Store, wanted: dict[str, Any], page: list[AuditEntry]) -> It
             yield [
                 entry.id,
                 csvfile.moment(entry.at),
-                csvfile.moment(entry.ended),
+                csvfile.moment(entry.ended_at),
                 entry.who,
                 entry.address,
                 entry.role,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 from flask import Blueprint, Response, request
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -34,6 +35,7 @@ def metrics() -> Response:
 
 def _moment(parts: Site, filter_: Filter | None) -> Moment:
     view = parts.poller.view()
+    counted = parts.alerting.counters() if parts.config.webhook else None
     rows = None if filter_ is None else tuple(row for row in view.rows() if filter_.matches(row))
     return Moment(
         view=view,
@@ -45,5 +47,6 @@ def _moment(parts: Site, filter_: Filter | None) -> Moment:
             address: (count.polls, count.failures, count.seconds)
             for address, count in parts.poller.counters().items()
         },
+        webhook={} if counted is None else asdict(counted),
         rows=rows,
     )
