@@ -7,7 +7,6 @@ out of what they found, a few a second at most; looking at the latest one never 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import random
 import threading
@@ -19,6 +18,7 @@ from kestrel_stack.queue.servers import Backoff, Server
 from kestrel_stack.web.ages import Ages
 from kestrel_stack.web.aggregate import Aggregate
 from kestrel_stack.web.config import Config
+from kestrel_stack.web.judge import judge
 from kestrel_stack.web.model import QueueNumbers, ServerState, View
 from kestrel_stack.web.poll import PollError, Probe, Reading
 from kestrel_stack.web.rates import Rate, Rates
@@ -325,7 +325,7 @@ class Poller:
         states = [watch.state() for watch in self._watches]
         now = self._wall.at(self._monotonic())
         view = self._aggregate.view(earlier.serial + 1, now, states)
-        return _judge(view, self._config, earlier)
+        return judge(view, self._config, earlier)
 
     def _heed_always(self, heed: Callable[[View], object]) -> None:
         serial = self._view.serial
@@ -339,11 +339,3 @@ class Poller:
             except Exception:
                 log.exception("a view could not be heeded")
             self._stopping.wait(self._config.interval_s)
-
-
-def _judge(view: View, config: Config, earlier: View) -> View:
-    try:
-        judge = importlib.import_module("kestrel_stack.web.judge").judge
-    except (ImportError, AttributeError):
-        return view
-    return judge(view, config, earlier)

@@ -17,7 +17,7 @@ from types import FrameType
 import waitress
 from waitress.task import ThreadedTaskDispatcher
 
-from kestrel_stack.web import security
+from kestrel_stack.web import alerts, security
 from kestrel_stack.web.actions import Actions
 from kestrel_stack.web.app import create_app
 from kestrel_stack.web.auth import Auth
@@ -61,25 +61,12 @@ def build(config: Config) -> Site:
         raise StartError(
             f"The state folder {config.state} cannot be used: {error.strerror}. Name another with --state."
         ) from None
-    try:
-        from kestrel_stack.web import alerts
-
-        poller = Poller(config, earlier=alerts.remembered(store))
-        alerting = alerts.Alerting(config, store)
-    except Exception as error:
-        log.warning("not there yet: alerts.py: %s", error)
-        poller, alerting = Poller(config), _NoAlerting()
+    poller = Poller(config, earlier=alerts.remembered(store))
+    alerting = alerts.Alerting(config, store)
     poller.on_view(store.record)
     poller.on_view(alerting.on_view)
     actions = Actions(config, store, poller)
     return Site(config, poller, store, Auth(config, store), actions, alerting)
-
-
-class _NoAlerting:
-    def on_view(self, view: object) -> None: ...
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def trouble(self) -> None: ...
 
 
 def serve(config: Config) -> None:
