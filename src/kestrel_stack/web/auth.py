@@ -107,7 +107,7 @@ class Auth:
         self.config = config
         self.key = load_key(config.state)
         self.cookies = Cookies(config, self.key, self._name)
-        self.sessions = Sessions(store, config.users, config.session_s, _idle_s(config))
+        self.sessions = Sessions(store, config.users, config.session_s, config.session_idle_s)
         self._passwords = passwords.Passwords(user.password_hash for user in config.users)
         self._users = {user.name: user for user in config.users}
         # Names of users have room of their own, so that a flood of other names pushes none of them out.
@@ -268,10 +268,6 @@ def _make_key(file: Path) -> None:
 def _take_back(begun: list[tuple[Throttle, str]]) -> None:
     for throttle, key in begun:
         throttle.take_back(key)
-
-
-def _idle_s(config: Config) -> float:
-    return min(config.session_s, getattr(config, "session_idle_s", 2 * 3600))
 
 
 def _short(name: str) -> str:
