@@ -21,6 +21,7 @@ from kestrel_stack.web.perform import perform
 from kestrel_stack.web.planner import Bulk, Planner
 from kestrel_stack.web.plans import DESTRUCTIVE, ActionRefused, Plan, choice, has_changed
 from kestrel_stack.web.requeue import Look
+from kestrel_stack.web.server_client import Present
 from kestrel_stack.web.tasks import DONE, FAILED, PART, STOPPED, Busy, Outcome, Result, Task, Tasks, Work
 from kestrel_stack.web.turns import Forms, Hold, Holds
 
@@ -99,16 +100,17 @@ class Actions(Planner):
             plan = self._again(plan)
         if plan.problem is not None:
             raise ActionRefused(409, plan.problem)
-        if plan.needs_typed or (always_typed and plan.destructive):
-            self._check_typed(confirm, plan.name, plan.target)
         if plan.destructive:
             self._check_seen(seen, plan.count)
+        if plan.needs_typed or (always_typed and plan.destructive):
+            self._check_typed(confirm, plan.name, plan.target)
         release = self._hold(plan, who)
+        goes_on = False
         began = self._clock()
         try:
             if plan.destructive and ":" not in plan.target:
                 # Somebody else may have been at it until now: the numbers are asked once more.
-                self._check_seen(plan.count, self._again(plan).count)
+                self._check_again(plan)
             entry = self._begin(plan, who, address)
             if plan.action not in ("requeue", "drop"):
                 outcome = self._account(entry, plan, lambda: self._perform(plan, None))
@@ -125,10 +127,11 @@ class Actions(Planner):
             except Busy as exc:
                 self._end(entry, "refused", {"reason": str(exc)})
                 raise ActionRefused(409, str(exc)) from None
-            release = _nothing  # the task releases it when it is over
+            goes_on = True
             return task
         finally:
-            release()
+            if not goes_on:
+                release()
 
     def do_bulk(
         self,
@@ -151,10 +154,10 @@ class Actions(Planner):
                     raise ActionRefused(
                         409, "There is nothing to do: " + " ".join(why for _, why in bulk.refused)
                     )
-                if bulk.needs_typed:
-                    self._check_typed(confirm, bulk.name)
                 if seen is not None and action in DESTRUCTIVE:
                     self._check_seen(sum(seen.values()), bulk.count)
+                if bulk.needs_typed:
+                    self._check_typed(confirm, bulk.name)
                 try:
                     return self.tasks.start(
                         action,
@@ -275,6 +278,21 @@ class Actions(Planner):
         if (reason := self.why_not(action, who)) is not None:
             raise ActionRefused(403, reason)
         return who
+
+    def _check_again(self, plan: Plan) -> None:
+        now = {place.address: place.present for place in self._again(plan).places}
+        before = [place for place in plan.places if place.chosen and place.present]
+        moves = plan.action == "drop"
+
+        def count(present: Present | None) -> int:
+            assert present is not None
+            return present.items + (present.open_transactions if moves else 0)
+
+        # A server that has just stopped answering is not one whose queue is empty.
+        self._check_seen(
+            sum(count(place.present) for place in before),
+            sum(count(now.get(place.address) or place.present) for place in before),
+        )
 
     def _again(self, plan: Plan) -> Plan:
         """Return the same plan with the numbers of now; its options were checked already."""

@@ -195,7 +195,7 @@ class Tasks:
         work.says(stopping=True)
         return True
 
-    def close(self, seconds: float = 5.0) -> None:
+    def close(self, seconds: float = 3.0) -> None:
         """Stop all of them, and wait for them for so long."""
         with self._lock:
             works, threads = list(self._works), list(self._threads.values())

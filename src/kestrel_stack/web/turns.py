@@ -115,4 +115,4 @@ class Forms:
             return form.task
         if not form.over.wait(TWICE_S) or form.task is None:
             raise ActionRefused(409, "The same form was sent twice; look at what became of the first.")
-        return self.tasks.get(form.task.id) or form.task
+        return form.task
