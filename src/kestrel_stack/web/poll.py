@@ -24,8 +24,8 @@ from kestrel_stack.web.stats import Answer, Raw
 log = logging.getLogger("kestrel-web")
 
 STATUSES = (b"UP", b"READONLY", b"QUIESCENT", b"DOWN")
-ADMIN_SHARE = 0.5
-"""Part of a poll's time that an admin port may take which has not answered before."""
+ADMIN_SHARE = 0.6
+"""Part of a poll's time that an admin port may take; when it hangs, there is time for `stats` instead."""
 ADMIN_AGAIN_S = 60.0
 """Longest time between two tries of an admin port that does not answer."""
 MONOTONE = (
@@ -146,10 +146,11 @@ class Probe:
     # The admin port
 
     def _ask_admin(self, deadline: float) -> Answer | None:
-        """Return the numbers of the admin port; None when it does not answer; then it is left alone for a while."""
+        """Return the numbers of the admin port, or None; then it is left alone for a while."""
         assert self._admin is not None
+        now = self._monotonic()
         try:
-            return self._admin_answer(self._admin, deadline)
+            return self._admin_answer(self._admin, now + (deadline - now) * ADMIN_SHARE)
         except LineError as error:
             self._refuse(str(error))
             return None
