@@ -14,7 +14,7 @@ from pathlib import Path
 from support.broker import DEADLINE_S, Broker, wait_until
 
 ROOT = Path(__file__).parents[2]
-_LISTENING = re.compile(r"listening at (http://(\S+?):(\d+)(/\S*)?)")
+_LISTENING = re.compile(r"listening at (http://(\S+?):(\d+)(?:/\S*)?)")
 
 
 def clean_environment(more: dict[str, str] | None = None) -> dict[str, str]:
@@ -80,7 +80,7 @@ class KestrelWeb:
         wait_until(lambda: listening() or self.process.poll() is not None, "kestrel-web to start")
         if not (found := listening()):
             raise RuntimeError(f"kestrel-web ended with {self.process.returncode}:\n{self.log}")
-        self.port = int(found[3])
+        self.host, self.port = found[2].strip("[]"), int(found[3])
         self.config["port"] = self.port  # the same after a restart
         self.url = found[1].rstrip("/")
         self.get(f"{self.config.get('prefix', '')}/healthz")  # whatever it says: it answers
