@@ -32,7 +32,7 @@ _HASHER = PasswordHasher()
 """The library's defaults: the second choice of RFC 9106, 64 MiB and 3 rounds."""
 _HASH = re.compile(
     r"(?P<parameters>\$argon2id\$v=19\$m=[0-9]{1,9},t=[0-9]{1,9},p=[0-9]{1,9})"
-    r"\$(?P<salt>[A-Za-z0-9+/]{11,86})\$(?P<digest>[A-Za-z0-9+/]{16,86})"
+    r"\$(?P<salt>[A-Za-z0-9+/]{11,86})\$(?P<digest>[A-Za-z0-9+/]{22,86})"
 )
 _NO_HASH = "is not an argon2id hash; make one with: kestrel-web hash-password"
 

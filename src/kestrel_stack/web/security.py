@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from flask import Flask, Response, abort, make_response, redirect, request, url_for
 from flask_wtf.csrf import CSRFError, CSRFProtect
@@ -344,7 +344,7 @@ def local_path(text: str | None, prefix: str) -> str | None:
     # Browsers take a backslash for a slash and leave out tabs and line ends.
     if text.startswith("//") or "\\" in text or any(not 0x20 < ord(char) < 0x7F for char in text):
         return None
-    if any(part in (".", "..") for part in re.split(r"[/]", urlsplit(text).path.replace("%2e", "."))):
+    if {".", ".."}.intersection(unquote(urlsplit(text).path).split("/")):
         return None
     return text
 
