@@ -14,7 +14,7 @@ from pathlib import Path
 from support.broker import DEADLINE_S, Broker, wait_until
 
 ROOT = Path(__file__).parents[2]
-_LISTENING = re.compile(r"listening at (http://(\S+?):(\d+)(?:/\S*)?)")
+_LISTENING = re.compile(r"listening at (http://(\[\S+\]|[^\s:]+):(\d+)(?:/\S*)?)")
 
 
 def clean_environment(more: dict[str, str] | None = None) -> dict[str, str]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
-
 from flask import Flask
 
 from kestrel_stack.web import security
 from kestrel_stack.web import site as sites
 from kestrel_stack.web.site import Site
+from kestrel_stack.web.views import act, api, csv, health, login, metrics, pages
 
-log = logging.getLogger("kestrel-web")
-
-VIEWS = ("health", "login", "pages", "act", "api", "metrics", "csv")
+VIEWS = (health, login, pages, act, api, metrics, csv)
 
 
 def create_app(parts: Site) -> Flask:
@@ -24,9 +20,6 @@ def create_app(parts: Site) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     sites.attach(app, parts)
     security.install(app, parts)
-    for name in VIEWS:
-        try:
-            app.register_blueprint(importlib.import_module(f"kestrel_stack.web.views.{name}").blueprint)
-        except Exception as error:
-            log.warning("not there yet: views/%s.py: %s", name, error)
+    for view in VIEWS:
+        app.register_blueprint(view.blueprint)
     return app
