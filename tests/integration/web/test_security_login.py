@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 
 from support.broker import wait_until
 from support.kestrel_web import KestrelWeb, servers
@@ -36,6 +39,12 @@ def set_cookies(response) -> dict[str, str]:
 def rows(web) -> int:
     with closing(sqlite3.connect(f"file:{web.state}/kestrel-web.sqlite3?mode=ro", uri=True)) as database:
         return database.execute("SELECT count(*) FROM sessions").fetchone()[0]
+
+
+def most_memory_mb(web) -> float:
+    """The most that the process has had so far."""
+    status = Path(f"/proc/{web.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def from_address(web, address: str) -> Visitor:
@@ -237,6 +246,38 @@ class TestGuessing:
 
     def test_a_password_of_a_megabyte_is_a_wrong_one(self, web):
         assert from_address(web, "192.0.2.7").log_in("ann", PASSWORD + "x" * 900_000).status == 403
+
+
+class TestFlood:
+    MEMORY_MB = 64
+    AT_ONCE = 40
+
+    def test_many_logins_at_once_take_the_memory_of_two(self, brokers, tmp_path):
+        """And those who look at pages do not wait behind them."""
+        real = PasswordHasher(time_cost=1, memory_cost=self.MEMORY_MB * 1024, parallelism=1)
+        ann = {"name": "ann", "password_hash": real.hash(PASSWORD), "role": "operator"}
+        with KestrelWeb(tmp_path, **servers(brokers[0]), users=[ann], forwarded_from=["127.0.0.1"]) as web:
+            visitors = [from_address(web, f"192.0.2.{n}") for n in range(self.AT_ONCE)]
+            tokens = [visitor.token() for visitor in visitors]
+            before = most_memory_mb(web)
+            with ThreadPoolExecutor(self.AT_ONCE) as pool:
+                answers = list(
+                    pool.map(
+                        lambda n: visitors[n].post(
+                            "/login", {"name": f"guess{n}", "password": "x"}, tokens[n]
+                        ),
+                        range(self.AT_ONCE),
+                    )
+                )
+            statuses = {answer.status for answer in answers}
+            assert 403 in statuses
+            assert statuses <= {403, 503}
+            for answer in answers:
+                assert answer.status != 503 or int(answer.headers["Retry-After"]) > 0
+            grown = most_memory_mb(web) - before
+            assert self.MEMORY_MB / 2 < grown < 2.5 * self.MEMORY_MB
+            assert web.get("/healthz").status == 200
+            assert visitors[0].log_in("ann").status == 303
 
 
 class TestWhereItGoesOn:
