@@ -110,7 +110,7 @@ case "$*" in
     *platform*) echo "3.12.1 /usr" ;;
     "-m venv "*) mkdir -p "$3/bin"; echo home=/usr >"$3/pyvenv.cfg"; cp "$0" "$3/bin/python" ;;
     "-m pip "*) eval "$PIP_DOES" ;;
-    "-m kestrel_stack.lab "*) echo "took over: $*" ;;
+    "-m kestrel_stack.lab "* | "-m kestrel_stack.dev "*) echo "took over: $*" ;;
     *) echo "not a call that these tests expect: $*" >&2; exit 99 ;;
 esac
 """
@@ -198,6 +198,31 @@ def test_an_extension_alone_may_be_missing(machine: Machine) -> None:
     machine.has("php", '[[ "$*" != *sqlite3* ]]')
     assert machine.run("bin/test", "--only", "php", "--yes").returncode == 0
     assert machine.called("apt-get install") == ["apt-get install -q -y --no-install-recommends php-sqlite3"]
+
+
+def test_dev_needs_no_engine_and_means_the_folder_it_is_called_in(machine: Machine, tmp_path: Path) -> None:
+    machine.lacks("stand-in-docker")
+    machine.lacks("dockerd")
+    (machine.path / "realpath").symlink_to(shutil.which("realpath") or "")
+    app = tmp_path / "my app"
+    app.mkdir()
+    done = subprocess.run(
+        [str(machine.checkout / "bin" / "dev"), "--env=./inventory", "--queues", "mail", "--fresh"],
+        cwd=app,
+        env=machine.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    flags = f"--app={app} --env={app}/inventory --queues=mail --fresh"
+    assert f"took over: -m kestrel_stack.dev {flags}" in done.stdout
+    machine.calls.unlink()
+    for wrong, says in (("--wrong", "unknown argument: --wrong"), ("--port", "--port needs a value")):
+        refused = machine.run("bin/dev", wrong)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr == f"bin/dev: {says}; see bin/dev --help\n"
 
 
 def test_the_tests_in_a_browser_need_chromium_but_no_engine(machine: Machine) -> None:

@@ -103,6 +103,8 @@ final class Worker
         if ($reservation === null) {
             return;
         }
+        // HUP may have come while the server was asked: this job has not begun.
+        $this->heedSignals();
         if ($this->signals->stop !== null || !$this->childReady()) {
             // Not begun: it goes back to the head of its queue for the next worker.
             $this->queue->drop();

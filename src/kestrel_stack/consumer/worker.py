@@ -139,6 +139,8 @@ class Worker:
         reservation = self._reserve()
         if reservation is None:
             return
+        # HUP may have come while the server was asked: this job has not begun.
+        self._heed_signals()
         if self._signals.stop is not None or not self._child_ready():
             # Not begun: it goes back to the head of its queue for the next worker.
             self._queue.drop()
