@@ -529,11 +529,9 @@ def _sums(
 ) -> list[_Sum | None]:
     sums: list[_Sum | None] = [None] * grid.count
     row = connection.execute("SELECT id FROM series WHERE name = ?", (name,)).fetchone()
-    if row is None:
-        return sums
     start = grid.first
     # What a coarse tier does not have yet is taken from a finer one.
-    for tier in range(grid.tier, -1, -1):
+    for tier in range(grid.tier if row else -1, -1, -1):
         for at, values in _load(connection, all_tiers[tier], tier, row[0], start, grid.end):
             start = at + all_tiers[tier].step
             if values is not UNKNOWN:

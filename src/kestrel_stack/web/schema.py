@@ -41,15 +41,21 @@ class NewerVersion(Exception):  # noqa: N818 - it names what is the matter
     """The file was written by a newer kestrel-web."""
 
 
+def check(connection: sqlite3.Connection) -> int:
+    """Return the file's version; raise `NewerVersion` when it is more than we know. Changes nothing."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise NewerVersion(f"version {version}; this kestrel-web knows versions up to {len(MIGRATIONS)}")
+    return int(version)
+
+
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the file to this version's tables; raise `NewerVersion` when it has more than we know.
+    """Bring the file to this version's tables.
 
     Each step is one transaction together with its number: a process that dies between two of them goes on
     where it was.
     """
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(MIGRATIONS):
-        raise NewerVersion(f"version {version}; this kestrel-web knows versions up to {len(MIGRATIONS)}")
+    version = check(connection)
     for number, step in enumerate(MIGRATIONS[version:], version + 1):
         connection.execute("BEGIN IMMEDIATE")
         try:

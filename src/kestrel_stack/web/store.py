@@ -21,6 +21,7 @@ import sqlite3
 import threading
 import time
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -59,6 +60,19 @@ class StoreError(Exception):
 
 class StoreTrouble(Exception):  # noqa: N818 - it names what is the matter
     """Something could not be written or read now; later it may."""
+
+
+class _Reader:
+    """A thread's connection, which ends with the thread."""
+
+    def __init__(self, connection: sqlite3.Connection, generation: int):
+        self.connection, self.generation = connection, generation
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self.connection.close()
+
+    __del__ = close
 
 
 class _Job:
@@ -107,7 +121,7 @@ class Store:
         self._file: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
         self._readers = threading.local()
-        self._all_readers: set[sqlite3.Connection] = set()
+        self._all_readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
         self._sparks: dict[tuple[float, int], tuple[float, dict[str, list[float | None]], int]] = {}
         self._sparks_lock = threading.Lock()
         self._lock = _take(folder)
@@ -132,9 +146,8 @@ class Store:
             self._stopping = True
             self._condition.notify_all()
         self._thread.join(WAIT_S + 2 * WRITE_BUSY_S)
-        for connection in list(self._all_readers):
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
+        for reader in list(self._all_readers):
+            reader.close()
         os.close(self._lock)
 
     def trouble(self) -> str | None:
@@ -175,7 +188,7 @@ class Store:
             if job.abandoned or not job.over.wait(timeout):
                 raise StoreTrouble(self._trouble or f"{self.path} could not be written in {timeout:g} s")
         if job.error is not None:
-            if isinstance(job.error, sqlite3.Error):
+            if isinstance(job.error, sqlite3.Error | StoreError):
                 raise StoreTrouble(self._say(job.error)) from job.error
             raise job.error
         return job.result
@@ -340,14 +353,14 @@ class Store:
         return text
 
     def _reader(self) -> sqlite3.Connection:
-        found: tuple[int, sqlite3.Connection] | None = getattr(self._readers, "found", None)
-        if found is not None and found[0] == self._generation:
-            return found[1]
+        found: _Reader | None = getattr(self._readers, "found", None)
+        if found is not None and found.generation == self._generation:
+            return found.connection
         if found is not None:
-            self._all_readers.discard(found[1])
-            with contextlib.suppress(sqlite3.Error):
-                found[1].close()
+            found.close()
             del self._readers.found
+        if self._stopping:
+            raise sqlite3.ProgrammingError("kestrel-web is stopping")
         generation = self._generation
         connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode=rw",
@@ -363,8 +376,8 @@ class Store:
         except sqlite3.Error:
             connection.close()
             raise
-        self._all_readers.add(connection)
-        self._readers.found = (generation, connection)
+        self._readers.found = reader = _Reader(connection, generation)
+        self._all_readers.add(reader)
         return connection
 
     # The thread that writes
@@ -383,7 +396,7 @@ class Store:
                     self._run_job(job)
                 for view in views:
                     self._recorder.add(view)
-                if self._damaged:
+                if self._damaged and self._monotonic() >= self._next_try:
                     self._repair()
                 if job is None:
                     self._background(stopping)
@@ -394,12 +407,12 @@ class Store:
                 return
 
     def _due(self) -> bool:
-        return bool(self._views) or self._damaged or self._until_due() <= 0
+        return bool(self._views) or self._until_due() <= 0
 
     def _until_due(self) -> float:
         """Return the seconds until something is to be written that nobody waits for."""
         now = self._monotonic()
-        wanted = bool(self._dirty or self._ends or self._recorder.pending or self._trouble)
+        wanted = bool(self._dirty or self._ends or self._recorder.pending or self._trouble or self._damaged)
         return min(self._next_housekeeping, self._next_try if wanted else now + HOUSEKEEPING_S) - now
 
     def _run_job(self, job: _Job) -> None:
@@ -423,7 +436,7 @@ class Store:
                 return
             self._commit(connection)
             self._trouble = None
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, StoreError) as exc:
             job.error = exc
             if not isinstance(exc, sqlite3.IntegrityError | sqlite3.ProgrammingError):
                 self._fail(exc)
@@ -483,7 +496,7 @@ class Store:
                 self._trouble = None
             if housekeeping:
                 self._housekeep(connection, now)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, StoreError) as exc:
             self._fail(exc)
             self._next_try = self._monotonic() + RETRY_S
 
@@ -503,7 +516,8 @@ class Store:
                 break
             if not self._within(connection, lambda: self._recorder.shorten(connection)):
                 break
-        connection.execute("PRAGMA incremental_vacuum(5000)").fetchall()
+        # A statement without columns is stepped once by `execute`, and gives back one page for each step.
+        connection.executescript("PRAGMA incremental_vacuum(5000)")
 
     @staticmethod
     def _within(connection: sqlite3.Connection, work: Callable[[], T]) -> T:
@@ -553,7 +567,9 @@ class Store:
             self.path, timeout=WRITE_BUSY_S, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            schema.check(connection)
+            if connection.execute("PRAGMA page_count").fetchone() == (0,):
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA journal_size_limit = 16777216")
@@ -587,7 +603,9 @@ class Store:
         """Replace the file if it is damaged indeed."""
         self._damaged = False
         try:
-            check = self._ready().execute("PRAGMA quick_check(1)").fetchone()
+            # Not by the connection that writes: it knows the file as it was.
+            with contextlib.closing(_other(self.path)) as connection:
+                check = connection.execute("PRAGMA quick_check(1)").fetchone()
             reason = None if check and check[0] == "ok" else str(check and check[0])
         except sqlite3.DatabaseError as exc:
             reason = str(exc) if _code(exc) in _DAMAGED else None
@@ -596,8 +614,9 @@ class Store:
         self._disconnect()
         try:
             self._connection = self._replace(reason)
-        except (sqlite3.Error, StoreError) as exc:
+        except (sqlite3.Error, StoreError, OSError) as exc:
             self._fail(exc)
+            self._next_try = self._monotonic() + RETRY_S
             return
         self._file = _identity(self.path)
         self._recorder.forget()
@@ -698,7 +717,7 @@ def _salvage(aside: Path, connection: sqlite3.Connection) -> dict[str, int]:
     for table in tables:
         # From both ends: what is behind a damaged page is reached from the other side.
         for order in ("", " ORDER BY 1 DESC"):
-            with contextlib.suppress(sqlite3.Error), contextlib.closing(_damaged(aside)) as old:
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(_other(aside)) as old:
                 rows = old.execute(f"SELECT * FROM {table}{order}")  # noqa: S608
                 names = [column[0] for column in rows.description]
                 marks = ", ".join("?" * len(names))
@@ -713,8 +732,8 @@ def _salvage(aside: Path, connection: sqlite3.Connection) -> dict[str, int]:
     return saved
 
 
-def _damaged(aside: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{aside.absolute().as_uri()}?mode=rw", uri=True, timeout=READ_BUSY_S)
+def _other(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=READ_BUSY_S)
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:
