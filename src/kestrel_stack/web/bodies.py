@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kestrel_stack.web import parameters
-from kestrel_stack.web.parameters import MAX_WHOLE, bad, is_choice, is_flag, is_text, is_whole
+from kestrel_stack.web.parameters import MAX_WHOLE, bad, is_choice, is_text, is_whole
+from kestrel_stack.web.plans import MAX_TEXT
 from kestrel_stack.web.problems import Problem
 from kestrel_stack.web.server_client import STATUSES
 
@@ -22,9 +23,16 @@ def _servers(name: str, value: Any) -> list[str]:
 
 
 def _filled(name: str, value: Any) -> str:
-    if not is_text(name, value).strip():
-        raise bad(name, "must not be empty")
-    return str(value)
+    text = is_text(name, value)
+    if not text.strip() or len(text) > MAX_TEXT:
+        raise bad(name, f"must have from 1 to {MAX_TEXT} characters")
+    return text
+
+
+def _true(name: str, value: Any) -> bool:
+    if value is not True:
+        raise bad(name, "must be true, or left out")
+    return True
 
 
 def _object(name: str, value: Any) -> dict[str, Any]:
@@ -37,7 +45,7 @@ CONFIRM = {"confirm": is_text}
 SEEN = {"seen": is_whole(0, MAX_WHOLE)}
 SERVERS = {"servers": _servers}
 CHOICE = {
-    "all": is_flag,
+    "all": _true,
     "job": _filled,
     "tenant": _filled,
     "reason": _filled,

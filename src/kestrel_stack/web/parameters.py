@@ -77,8 +77,11 @@ def moment(name: str, given: str | None) -> float | None:
     """Read Unix seconds."""
     if given is None:
         return None
-    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", given) or float(given) > LAST_MOMENT:
+    # As JSON writes numbers, which is less than float() takes.
+    if not re.fullmatch(r"[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?", given):
         raise bad(name, "must be a moment in Unix seconds, like 1700000000")
+    if float(given) > LAST_MOMENT:
+        raise bad(name, f"must be a moment in Unix seconds, at most {LAST_MOMENT}")
     return float(given)
 
 
@@ -156,13 +159,6 @@ def is_whole(low: int, high: int) -> Callable[[str, Any], int]:
         return value
 
     return check
-
-
-def is_flag(name: str, value: Any) -> bool:
-    """Check true or false."""
-    if not isinstance(value, bool):
-        raise bad(name, "must be true or false")
-    return value
 
 
 def is_choice(*values: str) -> Callable[[str, Any], str]:

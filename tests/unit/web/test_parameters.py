@@ -55,7 +55,7 @@ def test_what_is_given_is_taken():
         ([("sort", "colour")], "bad_parameter", "sort"),
         *[
             ([("start", text)], "bad_parameter", "start")
-            for text in ("nan", "inf", "-1", "1e400", "now", "9" * 13)
+            for text in ("nan", "inf", "-1", "1e400", "now", "", "1_0", "٣", "9" * 13, "9" * 5000)
         ],
         ([("text", "abcdef")], "bad_parameter", "text"),
     ],
