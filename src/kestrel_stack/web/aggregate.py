@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 
 from kestrel_stack.queue import names
 from kestrel_stack.queue.settings import Settings
@@ -21,6 +22,7 @@ _SUMS = tuple(
     for entry in fields(QueueNumbers)
     if entry.name not in ("age_ms", "create_time", "rate_in", "rate_out")
 )
+_summed = attrgetter(*_SUMS)
 _PLUS = "~2B"
 """``+`` in a key."""
 
@@ -141,13 +143,7 @@ class Aggregate:
                 tops.append(row)
         queues = tuple(self._with(top, children.get(top.key)) for top in tops)
         rows = [row for top in queues for row in (top, *top.children)]
-        totals = add([row.numbers for row in rows])
-        main = [row.numbers for row in queues if row.kind == "queue"]
-        totals = replace(
-            totals,
-            rate_in=_sum([each.rate_in for each in main if each.rate_in is not None]),
-            rate_out=_sum([each.rate_out for each in main if each.rate_out is not None]),
-        )
+        totals = add([row.numbers for row in rows], [row.numbers for row in queues if row.kind == "queue"])
         return View(serial=serial, at=at, servers=tuple(servers), queues=queues, totals=totals)
 
     def _row(
@@ -169,13 +165,7 @@ class Aggregate:
         kept = self._rows.get(key)
         if kept is not None and kept[0] == same:
             return kept[1]
-        numbers = add(list(parts.values()))
-        known = [part for address, part in parts.items() if address in fresh]
-        numbers = replace(
-            numbers,
-            rate_in=_sum([part.rate_in for part in known if part.rate_in is not None]),
-            rate_out=_sum([part.rate_out for part in known if part.rate_out is not None]),
-        )
+        numbers = add(list(parts.values()), [part for address, part in parts.items() if address in fresh])
         row = QueueRow(
             key=key,
             kind=place.kind,
@@ -204,23 +194,24 @@ ORDER = {"errors": 0, "delay": 1, "fanout": 2, "queue": 3}
 """In which children follow their parent."""
 
 
-def add(parts: Sequence[QueueNumbers]) -> QueueNumbers:
-    """Return the sum: the largest age, the oldest creation; what one part does not know is not known."""
-    if len(parts) == 1:
+def add(parts: Sequence[QueueNumbers], fresh: Sequence[QueueNumbers] | None = None) -> QueueNumbers:
+    """Return the sum: the largest age, the oldest creation; what one part does not know is not known.
+
+    Rates are those of the `fresh` ones, by default of all.
+    """
+    fresh = parts if fresh is None else fresh
+    if len(parts) == 1 and len(fresh) == 1:
         return parts[0]
-    if not parts:
-        return QueueNumbers()
-    sums: dict[str, int | None] = {}
-    for name in _SUMS:
-        values = [getattr(part, name) for part in parts]
-        sums[name] = None if None in values else sum(values)
-    created = [part.create_time for part in parts if part.create_time]
+    sums = [
+        None if None in values else sum(values)
+        for values in zip(*(_summed(part) for part in parts), strict=True)
+    ]
     return QueueNumbers(
-        **sums,  # type: ignore[arg-type]
-        age_ms=max(part.age_ms for part in parts),
-        create_time=min(created, default=None),
-        rate_in=_sum([part.rate_in for part in parts if part.rate_in is not None]),
-        rate_out=_sum([part.rate_out for part in parts if part.rate_out is not None]),
+        **dict(zip(_SUMS, sums, strict=False)),
+        age_ms=max([part.age_ms for part in parts], default=0),
+        create_time=min([part.create_time for part in parts if part.create_time], default=None),
+        rate_in=_sum([part.rate_in for part in fresh if part.rate_in is not None]),
+        rate_out=_sum([part.rate_out for part in fresh if part.rate_out is not None]),
     )
 
 

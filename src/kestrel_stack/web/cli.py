@@ -45,7 +45,7 @@ def _run(arguments: Sequence[str]) -> int:
     options = loading.parser().parse_args(arguments)
     config = loading.settle(options, os.environ)
     if options.check:
-        print(f"{PROGRAM}: {options.config or 'all'} is in order", file=sys.stderr)
+        print(f"{PROGRAM}: {options.config or 'all'} is in order")
         return EX_OK
     from kestrel_stack.web.security import LogFormatter
     from kestrel_stack.web.service import StartError, serve

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from kestrel_stack.queue.servers import Server
 
 CHUNK = 256 * 1024
-MAX_BYTES = 256 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 """An answer that gets longer is taken for nonsense."""
 
 
@@ -29,10 +29,27 @@ class Line:
         self._rest = b""
         self.deadline = deadline
         try:
-            self._socket = socket.create_connection((server.host, server.port), self._left())
+            self._socket = self._connect(server)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except (OSError, UnicodeError) as error:
             raise LineError(reason(error)) from None
+
+    def _connect(self, server: Server) -> socket.socket:
+        # Not by `create_connection`, which gives each address of a name the whole time.
+        failure: OSError = OSError(f"{server.host} has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            server.host, server.port, type=socket.SOCK_STREAM
+        ):
+            made = socket.socket(family, kind, protocol)
+            try:
+                made.settimeout(self._left())
+                made.connect(address)
+            except OSError as error:
+                made.close()
+                failure = error
+            else:
+                return made
+        raise failure
 
     def send(self, request: bytes) -> None:
         """Send all of a request."""

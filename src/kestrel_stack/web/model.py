@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 UP, READONLY, QUIESCENT = "UP", "READONLY", "QUIESCENT"
 KINDS = ("queue", "errors", "delay", "fanout", "ping")
@@ -192,7 +193,11 @@ class View:
 
     def row(self, key: str) -> QueueRow | None:
         """Return a queue's row, wherever it stands."""
-        return next((row for row in self.rows() if row.key == key), None)
+        return self._by_key.get(key)
+
+    @cached_property
+    def _by_key(self) -> Mapping[str, QueueRow]:
+        return {row.key: row for row in self.rows()}
 
     def server(self, address: str) -> ServerState | None:
         """Return a server by its address."""

@@ -275,6 +275,28 @@ def test_a_server_that_drips_is_cut_off(broker):
         over.set()
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 64])
+def test_an_answer_in_pieces_is_read_whole(shared, piece):
+    stats = shared.raw(b"stats\r\n")
+
+    def serve(connection):
+        for request, reply in ((b"status\r\n", b"VERSION 2.4.1\r\nREADONLY\r\n"), (b"stats\r\n", stats)):
+            asked = b""
+            while not asked.endswith(request):
+                asked += connection.recv(1024)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for at in range(0, len(reply), piece):
+                connection.sendall(reply[at : at + piece])
+
+    with OddServer(serve) as odd:
+        probe = Probe(server(odd), None, DEADLINE_S)
+        reading = probe.poll()
+        probe.close()
+    assert reading.status == "READONLY"
+    assert reading.numbers.total_connections > 0
+    assert reading.numbers.queue_expires == 0
+
+
 @pytest.mark.parametrize(
     ("greeting", "said"),
     [

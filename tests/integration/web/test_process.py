@@ -165,7 +165,7 @@ def test_a_configuration_is_checked_without_anything_being_touched(web, tmp_path
     content = {"servers": [NOBODY], "port": web.port, "state": str(tmp_path / "state")}
     file.write_text(json.dumps(content))
     made = run("--check", "--config", str(file))
-    assert (made.returncode, made.stderr) == (0, f"kestrel-web: {file} is in order\n")
+    assert (made.returncode, made.stdout) == (0, f"kestrel-web: {file} is in order\n")
     assert not (tmp_path / "state").exists()
     file.write_text(json.dumps({**content, "prefix": "x"}))
     made = run("--config", str(file), "--check")
