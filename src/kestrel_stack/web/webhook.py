@@ -104,6 +104,9 @@ def _post(parts: SplitResult, body: bytes, timeout: float) -> int:
     finally:
         watch.cancel()
         connection.close()
+    if late.is_set():
+        # The answer was cut short by us, which reads like one that ends.
+        raise TimeoutError
     return status
 
 
