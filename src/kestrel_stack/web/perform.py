@@ -55,7 +55,7 @@ def perform(plan: Plan, servers: Iterable[Server], read_s: float) -> Outcome:
     if len(results) == 1:
         said = results[0].text
     else:
-        said = f"{plan.action}: done on {good} of {len(results)} servers."
+        said = f"Done on {good} of {len(results)} servers."
     return Outcome(tuple(results), said, state, {"count": count})
 
 

@@ -355,7 +355,7 @@ class Planner:
         if action == "flush" and reserved:
             yield (
                 f"{number(reserved, 'item is', 'items are')} reserved by consumers at this moment: a flush "
-                "keeps them, and what is not confirmed comes back."
+                "keeps what is reserved, and what is not confirmed comes back."
             )
         if action in ("requeue", "drop") and reserved:
             yield (
@@ -367,7 +367,7 @@ class Planner:
         if reserved:
             yield (
                 f"{number(reserved, 'item is', 'items are')} reserved by consumers at this moment: after "
-                "the delete the server no longer knows them, so what fails does not come back."
+                "the delete the server knows nothing of that, so what fails does not come back."
             )
         if waiters:
             yield (

@@ -205,7 +205,8 @@ def _outcome(results: list[Result], what: str, total: int) -> Outcome:
         state = DONE
     else:
         state = PART if total or "done" in kinds else FAILED
-    return Outcome(tuple(results), f"{total} parked jobs {what}.", state, {"count": total})
+    said = f"{total:,} parked {'job' if total == 1 else 'jobs'} {what}."
+    return Outcome(tuple(results), said, state, {"count": total})
 
 
 def _parts(store: KestrelStore) -> list[KestrelStore]:

@@ -382,7 +382,7 @@ def _count(name: str) -> int | None:
 
 def _button(plan: Plan) -> str:
     said = BUTTONS[plan.action]
-    if plan.action in ("flush", "delete"):
+    if plan.action in ("flush", "delete") and plan.count:
         return f"{said} {plan.count:,} {'item' if plan.count == 1 else 'items'}"
     return said
 
