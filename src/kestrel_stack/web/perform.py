@@ -52,10 +52,7 @@ def perform(plan: Plan, servers: Iterable[Server], read_s: float) -> Outcome:
     count = sum(result.count or 0 for result in results)
     good = sum(result.outcome == "done" for result in results)
     state = DONE if good == len(results) else PART if good else FAILED
-    if len(results) == 1:
-        said = results[0].text
-    else:
-        said = f"Done on {good} of {len(results)} servers."
+    said = results[0].text if len(results) == 1 else f"Done on {good} of {len(results)} servers."
     return Outcome(tuple(results), said, state, {"count": count})
 
 
