@@ -86,7 +86,7 @@ class ServerClient(KestrelClient):
         with self._told("show its numbers"):
             for start in range(0, len(wanted), NAMES_AT_ONCE):
                 part = wanted[start : start + NAMES_AT_ONCE]
-                self._send(_ended(b"dump_stats " + b" ".join(map(self._name, part))))
+                self._send(b"dump_stats %b\r\n" % b" ".join(map(self._name, part)))
                 for key in part:
                     found[key] = self._block()
                 self._expect(self._line(), b"END")
@@ -106,7 +106,7 @@ class ServerClient(KestrelClient):
         """Remove expired items of one queue, or of all; return how many there were."""
         command = b"flush_all_expired" if queue is None else b"flush_expired " + self._name(queue)
         with self._told(command.partition(b" ")[0].decode()):
-            self._send(_ended(command))
+            self._send(command + b"\r\n")
             line = self._line()
             if not line.isdigit():
                 self._unexpected(line)
@@ -189,10 +189,6 @@ class ServerClient(KestrelClient):
     def _name(self, queue: str) -> bytes:
         return keys.parse(queue)
 
-    def _command(self, request: bytes, answer: bytes) -> None:
-        self._send(_ended(request))
-        self._expect(self._line(), answer)
-
     def _block(self) -> Present:
         """Read one block of ``dump_stats``: ``queue 'NAME' {``, lines ``key=value``, ``}``."""
         line = self._line()
@@ -274,11 +270,6 @@ class ServerClient(KestrelClient):
         with contextlib.suppress(QueueError), KestrelClient(self.server, 1.0, 2.0) as other:
             return other.status()
         return None
-
-
-def _ended(line: bytes) -> bytes:
-    """Return a line with its end. A name may end with CR, which the server would take for a part of that."""
-    return line + (b" \r\n" if line.endswith(b"\r") else b"\r\n")
 
 
 def _short(line: bytes) -> str:
