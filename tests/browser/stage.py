@@ -84,7 +84,7 @@ class Traffic:
     PLAN: ClassVar = {
         "shop_orders": (38, 38.2, 0.3),
         "shop_mail": (9, 7.5, 0.4),
-        "shop_thumbnails": (17, 19, 0.8),
+        "shop_thumbnails": (17, 18, 0.8),
         "shop_search_index": (55, 55.5, 0.2),
         "shop_invoices": (0.4, 0.41, 0.1),
     }
@@ -141,7 +141,7 @@ def stage(folder: Path, brokers: int = 3, **config):
         running = [stack.enter_context(BrokerProcess(folder / f"b{index}")) for index in range(brokers)]
         first = running[0]
         for broker in running:
-            fill(broker, "shop_thumbnails", 400)
+            fill(broker, "shop_thumbnails", 600)
             fill(broker, "shop_orders", 25)
             fill(broker, "shop_mail_retry_60", 4)
         for queue in ("shop_mail+audit", "reports_weekly"):

@@ -13,7 +13,7 @@ from kestrel_stack.web import text
 Point = tuple[float, float | None]
 
 WIDTH, HEIGHT = 440, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 24
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 10, 24
 SPARK_WIDTH, SPARK_HEIGHT = 96, 22
 
 _TIME_STEPS = (60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 432000, 864000)
@@ -186,8 +186,28 @@ def chart(
         )
     said = title + ": " + "; ".join(_summary(line, say) for line in series)
     return Markup(  # noqa: S704 - numbers, and texts that are escaped
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(said)}">'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(said)}" '
+        f'data-points="{escape(_readings(series, x_of, start, end, say))}">'
         f"{''.join(out)}</svg>"
+    )
+
+
+def _readings(
+    series: Sequence[Series],
+    x_of: Callable[[float], float],
+    start: float,
+    end: float,
+    say: Callable[[float], str],
+) -> str:
+    """Return what a pointer over the chart reads: ``x|14:03:05|1.2 k`` per moment, separated by ``;``."""
+    moments: dict[float, list[str]] = {}
+    for line in series:
+        for at, value in line.points:
+            if start <= at <= end and value is not None:
+                said = say(value) if len(series) == 1 else f"{line.title.split()[0]} {say(value)}"
+                moments.setdefault(at, []).append(said)
+    return ";".join(
+        f"{_n(x_of(at))}|{text.clock(at, end)}|{', '.join(said)}" for at, said in sorted(moments.items())
     )
 
 

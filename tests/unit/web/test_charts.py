@@ -111,3 +111,10 @@ def test_times_on_the_axis_lie_within_it(start, span):
 )
 def test_numbers_are_short_and_have_units(said, expected):
     assert said == expected
+
+
+def test_a_pointer_reads_every_point_that_is_known():
+    one = charts.Series("in per second", [(0, 1), (10, None), (20, 3)])
+    two = charts.Series("out per second", [(0, 2), (10, 2.5), (20, None)], 2)
+    read = ElementTree.fromstring(charts.chart("Rates", [one, two], 0, 20, kind="rate")).get("data-points")
+    assert [point.split("|")[2] for point in read.split(";")] == ["in 1, out 2", "out 2.5", "in 3"]

@@ -270,6 +270,34 @@
 
   window.addEventListener("popstate", function () { go(location.href, "stay"); });
 
+  // A pointer over a chart reads its numbers; the table below has them for everybody.
+  function read(chart, clientX) {
+    var points = chart.dataset.points ? chart.dataset.points.split(";") : [];
+    var out = chart.closest("figure").querySelector(".readout");
+    var line = chart.querySelector(".cursor");
+    if (clientX === null || !points.length) { if (line) line.remove(); if (out) out.textContent = ""; return; }
+    var box = chart.getBoundingClientRect(), view = chart.viewBox.baseVal;
+    var x = (clientX - box.left) / box.width * view.width;
+    var best = points.map(function (point) { return point.split("|"); }).reduce(function (one, other) {
+      return Math.abs(other[0] - x) < Math.abs(one[0] - x) ? other : one;
+    });
+    if (!line) {
+      line = document.createElementNS("http://www.w3.org/2000/svg", "line");
+      line.setAttribute("class", "cursor");
+      line.setAttribute("y1", 10);
+      line.setAttribute("y2", view.height - 24);
+      chart.appendChild(line);
+    }
+    line.setAttribute("x1", best[0]);
+    line.setAttribute("x2", best[0]);
+    if (out) out.textContent = best[1] + "  " + best[2];
+  }
+  document.addEventListener("pointermove", function (event) {
+    var chart = event.target.closest && event.target.closest("svg.chart");
+    document.querySelectorAll("svg.chart .cursor").forEach(function (line) { if (line.closest("svg") !== chart) read(line.closest("svg"), null); });
+    if (chart) read(chart, event.clientX);
+  });
+
   // A menu closes when something else is used.
   document.addEventListener("click", function (event) {
     document.querySelectorAll("details.menu[open]").forEach(function (menu) { if (!menu.contains(event.target)) menu.open = false; });

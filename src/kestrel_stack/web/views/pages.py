@@ -162,8 +162,9 @@ def _context() -> dict[str, Any]:
 
 
 def _trouble() -> str | None:
+    parts = site()
     try:
-        return site().store.trouble() or site().poller.trouble()
+        return parts.store.trouble() or parts.poller.trouble() or parts.alerting.trouble()
     except Exception:
         log.exception("the store's state")
         return "The history and the audit log cannot be reached."
@@ -222,7 +223,7 @@ def overview() -> Response:
     )
     busiest = _top(tops, lambda row: (row.numbers.rate_in or 0) + (row.numbers.rate_out or 0))
     oldest = _top(tops, lambda row: row.numbers.age_ms if row.numbers.items else 0)
-    growing = _top(tops, lambda row: (row.numbers.rate_in or 0) - (row.numbers.rate_out or 0))
+    growing = _top(tops, _growth)
     return _answer(
         "overview.html",
         view,
@@ -240,6 +241,11 @@ def overview() -> Response:
 
 def _top(rows: Iterable[QueueRow], value: Any, count: int = 5) -> list[QueueRow]:
     return sorted((row for row in rows if value(row) > 0), key=value, reverse=True)[:count]
+
+
+def _growth(row: QueueRow) -> float:
+    growth = (row.numbers.rate_in or 0) - (row.numbers.rate_out or 0)
+    return growth if growth >= 0.05 else 0  # less is chance
 
 
 def _alone(tops: Iterable[QueueRow], kind: str) -> int:
@@ -309,6 +315,7 @@ def queues() -> Response:
         sparks=sparks,
         polled=any(server.polled_at is not None for server in view.servers),
         here=_here,
+        as_of=lambda row: _as_of(view, row),
         open_with=lambda key: [*request.args.getlist("open"), key],
         open_without=lambda key: [each for each in request.args.getlist("open") if each not in (key, "*")],
     )
@@ -332,6 +339,12 @@ def _groups() -> tuple[str, ...]:
 def _number(name: str, default: int) -> int:
     given = request.args.get(name, "")
     return int(given) if given.isascii() and given.isdigit() and len(given) < 7 else default
+
+
+def _as_of(view: View, row: QueueRow) -> float | None:
+    """Return when the oldest of a row's numbers were read."""
+    times = [server.polled_at for server in view.servers if server.stale and server.address in row.servers]
+    return min((at for at in times if at is not None), default=None)
 
 
 def _here(**changes: Any) -> str:
@@ -397,7 +410,7 @@ def _series(samples: list[Any], title: str, field: str, style: int = 1, factor: 
 def _charts(row: QueueRow, samples: list[Any], start: float, end: float) -> list[tuple[str, Any, list[Any]]]:
     backlog = [_series(samples, "items", "items")]
     age = [_series(samples, "age", "age_ms", factor=0.001)]
-    rates = [_series(samples, "in per second", "rate_in"), _series(samples, "out per second", "rate_out", 2)]
+    rates = [_series(samples, "in", "rate_in"), _series(samples, "out", "rate_out", 2)]
     return [
         ("Backlog", charts.chart("Backlog", backlog, start, end, limit=row.limits.backlog), backlog),
         (
@@ -434,7 +447,7 @@ def server(server: str) -> Response:
     chosen, start, end = _range(view)
     samples = _history(lambda: site().store.server_history(server, start, end, CHART_POINTS), [])
     items = [_series(samples, "items", "items")]
-    rates = [_series(samples, "in per second", "rate_in"), _series(samples, "out per second", "rate_out", 2)]
+    rates = [_series(samples, "in", "rate_in"), _series(samples, "out", "rate_out", 2)]
     connections = [_series(samples, "connections", "connections")]
     return _answer(
         "server.html",
