@@ -316,7 +316,7 @@
   }
 
   var KEYS = {
-    "/": function () { var field = $("f"); if (!field) return false; field.focus(); field.select(); },
+    "/": function () { var field = $("f") || $("text"); if (!field) return false; field.focus(); field.select(); },
     "?": function () { $("help").showModal(); },
     j: function () { step(1); },
     k: function () { step(-1); },

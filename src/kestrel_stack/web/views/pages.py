@@ -23,6 +23,7 @@ from flask import (
     request,
     send_from_directory,
 )
+from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 
 from kestrel_stack.web import charts, columns, filters, keys, problems, text
@@ -156,7 +157,7 @@ def _context() -> dict[str, Any]:
         "may_operate": who is not None and who.may("operator") and not parts.config.read_only,
         "trouble": _trouble(),
         "now": f"{time.time():.3f}",
-        "serial": parts.poller.view().serial,
+        "serial": 0,
         "live": False,
     }
 
@@ -520,16 +521,15 @@ _LINES = {
 
 def error_page(status: int, line: str | None = None, *, login_url: str | None = None) -> Response:
     """Return the page of an error, in the design of all others."""
-    answer = make_response(
-        render_template(
-            "error.html",
-            status=status,
-            title=TITLES.get(status, "This did not work"),
-            line=line or _LINES.get(status, "The request was not answered."),
-            login_url=login_url,
-        ),
-        status,
-    )
+    title = TITLES.get(status, "This did not work")
+    line = line or _LINES.get(status, "The request was not answered.")
+    try:
+        page = render_template("error.html", status=status, title=title, line=line, login_url=login_url)
+    except Exception:
+        # What broke the page may break this one as well; something must be said all the same.
+        log.exception("the page of an error")
+        page = f"<!doctype html><title>{status}</title><h1>{escape(title)}</h1><p>{escape(line)}"
+    answer = make_response(page, status)
     answer.headers["Cache-Control"] = "no-store"
     return answer
 
