@@ -114,6 +114,7 @@ class Actions(Planner):
             entry = self._begin(plan, who, address)
             if plan.action not in ("requeue", "drop"):
                 outcome = self._account(entry, plan, lambda: self._perform(plan, None))
+                self._show(plan.addresses)
                 return self.tasks.over(plan.action, plan.target, who.name, outcome, began)
 
             def work_on(work: Work) -> Outcome:
@@ -121,6 +122,7 @@ class Actions(Planner):
                     return self._account(entry, plan, lambda: self._perform(plan, work))
                 finally:
                     release()
+                    self._show(plan.addresses)
 
             try:
                 task = self.tasks.start(plan.action, plan.target, who.name, self.total(plan), work_on)
@@ -179,6 +181,8 @@ class Actions(Planner):
                 continue
             results += self._one_of_bulk(planned, who, address, seen.get(planned.target), work)
             work.says(done=number + 1, results=tuple(results), text=planned.name)
+        # Not after each queue: a poll of a server with thousands of them costs more than an action.
+        self._show(address for plan in bulk.plans for address in plan.addresses)
         kinds = {result.outcome for result in results}
         if "stopped" in kinds:
             state = STOPPED
@@ -371,10 +375,12 @@ class Actions(Planner):
             outcome = replace(
                 outcome, text=f"{outcome.text} The audit log does not have this outcome.".strip()
             )
-        for server in plan.addresses:
-            with contextlib.suppress(Exception):
-                self._poller.poke(server)
         return outcome
+
+    def _show(self, servers: Iterable[str]) -> None:
+        """Have the pages show soon what was done on these servers."""
+        for server in sorted(set(servers)):
+            self._poller.poke(server)
 
     def _end(self, entry: int, outcome: str, detail: Mapping[str, Any]) -> bool:
         try:

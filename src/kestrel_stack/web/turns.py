@@ -14,7 +14,7 @@ from kestrel_stack.web.tasks import Task
 
 FORMS = 5000
 """One-time ids of forms that are remembered, to do nothing twice."""
-TWICE_S = 60.0
+TWICE_S = 30.0
 """So long the second click waits for the outcome of the first."""
 
 
