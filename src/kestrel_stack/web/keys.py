@@ -9,6 +9,7 @@ byte is ``~XX``, its value in hexadecimal: the key of ``shop_mail`` is ``shop_ma
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 MAX_NAME_BYTES = 255
 """No name is longer: it is a file's name on its server."""
@@ -38,6 +39,7 @@ def parse(key: str) -> bytes:
     return name
 
 
+@lru_cache(maxsize=16384)
 def show(key: str) -> str:
     r"""Return the name for people to read: as text where it is UTF-8, other bytes as ``\xNN``.
 

@@ -6,7 +6,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from kestrel_stack.web import keys
-from kestrel_stack.web.exposition import Families, Moment, label
+from kestrel_stack.web.exposition import Families, Moment, label, text
 from kestrel_stack.web.model import (
     Alert,
     Limits,
@@ -47,15 +47,25 @@ def registry(view, **changes):
 
 def scrape(view, **changes):
     """Samples of a view: {name: {labels: value}}."""
-    text = generate_latest(registry(view, **changes)).decode()
+    made = registry(view, **changes)
+    written = b"".join(text(made)).decode()
     found = {}
-    for family in text_string_to_metric_families(text):
+    assert families(written) == families(generate_latest(made).decode())
+    for family in text_string_to_metric_families(written):
         for sample in family.samples:
             place = found.setdefault(sample.name, {})
             labels = frozenset(sample.labels.items())
             assert labels not in place, f"{sample} is there twice"
             place[labels] = sample.value
     return found
+
+
+def families(written):
+    """What a reader makes of it, help and type included."""
+    return [
+        (family.name, family.documentation, family.type, family.samples)
+        for family in text_string_to_metric_families(written)
+    ]
 
 
 def at(**labels):
@@ -160,6 +170,6 @@ def test_before_the_first_poll_there_is_little_to_say():
 
 def test_openmetrics_says_the_same():
     view = View(at=1.0, servers=(server(A),), queues=(row(b"mail", limits=Limits(backlog=1)),))
-    text = generate_openmetrics(registry(view, polls={A: (1, 0, 0.1)})).decode()
-    names = {sample.name for family in parse_openmetrics(text) for sample in family.samples}
+    written = generate_openmetrics(registry(view, polls={A: (1, 0, 0.1)})).decode()
+    names = {sample.name for family in parse_openmetrics(written) for sample in family.samples}
     assert names == set(scrape(view, polls={A: (1, 0, 0.1)}))

@@ -7,12 +7,12 @@ from dataclasses import asdict
 
 from flask import Blueprint, Response, request
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 
 import kestrel_stack
 from kestrel_stack.web import parameters
 from kestrel_stack.web.auth import role
-from kestrel_stack.web.exposition import Families, Moment
+from kestrel_stack.web.exposition import Families, Moment, text
 from kestrel_stack.web.filters import Filter
 from kestrel_stack.web.site import Site, site
 
@@ -28,7 +28,11 @@ def metrics() -> Response:
     ProcessCollector(registry=registry)
     registry.register(Families(_moment(site(), filter_)))
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-    answer = Response(encode(registry), content_type=content_type)
+    # Anything but OpenMetrics is the plain text format.
+    body = encode(registry) if content_type.startswith("application/openmetrics-text") else text(registry)
+    if content_type.startswith("text/plain"):
+        content_type = CONTENT_TYPE_PLAIN_0_0_4
+    answer = Response(body, content_type=content_type)
     answer.headers["Cache-Control"] = "no-store"
     return answer
 
