@@ -363,7 +363,7 @@ def test_a_check_of_a_host_as_it_is_finds_nothing_to_change():
 
 @pytest.fixture(scope="module")
 def changed(root):
-    """Change a setting on both hosts, with which panel1 does not come up; return what was before, and the run.
+    """Change a setting of both hosts, with which panel1 does not come up; return what was before and the run.
 
     A start that fails is played by a condition in panel1's unit on what its configuration says.
     """

@@ -83,7 +83,8 @@ def test_the_report_in_a_pipe_cuts_no_command_and_no_release() -> None:
         duplicates=1,
         try_next=[command],
         pages=[("web1", "http://172.20.0.14:8080/")],
-        later=["not here yet: kestrel-web"],
+        monitors=[("monitor1", f"http://172.20.0.15:8090/ (user operator, password in {'x' * 90}.json)")],
+        later=["not here yet: Sentry"],
     )
     report.show(summary, out)
     text = out.getvalue()
@@ -94,3 +95,7 @@ def test_the_report_in_a_pipe_cuts_no_command_and_no_release() -> None:
     assert row.split() == ["acme", "HelloWorld", "10", "9"]
     assert "done twice: 1" in text
     assert "the application's page on web1: http://172.20.0.14:8080/\n" in text
+    assert (
+        f"kestrel-web on monitor1: http://172.20.0.15:8090/ (user operator, password in {'x' * 90}.json)\n"
+        in text
+    )
