@@ -85,22 +85,22 @@ def parse(stats: Mapping[str, Any]) -> Answer:
     for key in gauges:
         if key.endswith(_MARK) and key.startswith("q/"):
             prefix = key[: -len(_MARK) + 1]
-            block = {field: int(counters.get(prefix + name, 0)) for name, field in COUNTERS.items()}
+            block = {field: _whole(counters.get(prefix + name, 0)) for name, field in COUNTERS.items()}
             for name, field in GAUGES.items():
-                block[field] = int(gauges.get(prefix + name, 0))
+                block[field] = _whole(gauges.get(prefix + name, 0))
             for name in OPTIONAL:
                 if prefix + name in counters:
-                    block[name] = int(counters[prefix + name])
+                    block[name] = _whole(counters[prefix + name])
             queues[prefix[2:-1]] = block
     known = {
-        entry.name: int(counters[entry.name])
+        entry.name: _whole(counters[entry.name])
         for entry in fields(ServerNumbers)
-        if isinstance(counters.get(entry.name), int)
+        if entry.name in counters
     }
     known |= {
-        "curr_items": int(gauges.get("items", 0)),
-        "bytes": int(gauges.get("bytes", 0)),
-        "curr_connections": int(gauges.get("connections", 0)),
+        "curr_items": _whole(gauges.get("items", 0)),
+        "bytes": _whole(gauges.get("bytes", 0)),
+        "curr_connections": _whole(gauges.get("connections", 0)),
     }
     return Answer(
         ServerNumbers(
@@ -111,10 +111,17 @@ def parse(stats: Mapping[str, Any]) -> Answer:
     )
 
 
+def _whole(value: object) -> int:
+    """Return a number as a whole one; `LineError` for what no Kestrel says."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -(2**63) <= value < 2**63:
+        raise LineError("answers numbers that are none")
+    return int(value)
+
+
 def started(info: Mapping[str, Any]) -> tuple[int, int]:
     """Return uptime and own time, in seconds, of ``/server_info.json``; 0 for what is not said."""
     uptime = info.get("uptime")
-    uptime_s = int(uptime) // 1000 if isinstance(uptime, int | float) else 0
+    uptime_s = 0 if uptime is None else _whole(uptime) // 1000
     with contextlib.suppress(TypeError, ValueError):
         began = time.strptime(str(info.get("start_time")), "%a %b %d %H:%M:%S UTC %Y")
         return uptime_s, calendar.timegm(began) + uptime_s

@@ -7,6 +7,7 @@ and the first is ``items``. Names come as ISO-8859-1, which is how a name's byte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -32,6 +33,8 @@ FIELDS = {
     "total_flushes": "total_flushes",
 }
 """Kestrel's keys, in its order, to ours."""
+
+MOST_DIGITS = 18
 
 _SERVER = {entry.name: entry.name for entry in fields(ServerNumbers)} | {"uptime": "uptime_s"}
 
@@ -69,8 +72,9 @@ def parse(reply: bytes) -> Answer:
             # `put_items`, and the third is none of a queue's.
             prefix, block, field = key[:-5], {}, "items"
             queues[prefix[6:-1]] = block
-        if value.isdigit():
-            block[field] = int(value)
+        number = whole(value)
+        if number is not None:
+            block[field] = number
     return Answer(_server(server), {name: block for name, block in queues.items() if "total_items" in block})
 
 
@@ -82,17 +86,23 @@ def _server(texts: Mapping[str, str]) -> ServerNumbers:
             known["version"] = text[:40]
         elif entry.name == "reserved_memory_ratio":
             known["reserved_memory_ratio"] = ratio(text)
-        elif text.isdigit():
-            known[entry.name] = int(text)
+        elif (number := whole(text)) is not None:
+            known[entry.name] = number
     return ServerNumbers(**known)  # type: ignore[arg-type]
+
+
+def whole(text: str) -> int | None:
+    """Return a number from 0 on that fits into 64 bits, as all of Kestrel's do; None for anything else."""
+    return int(text) if len(text) <= MOST_DIGITS and text.isascii() and text.isdigit() else None
 
 
 def ratio(value: object) -> float:
     """Return a ratio that a server says, 0 when it is none."""
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         return 0.0
+    return found if math.isfinite(found) else 0.0
 
 
 NUMBERS = tuple(entry.name for entry in fields(QueueNumbers) if not entry.name.startswith("rate_"))
