@@ -179,14 +179,14 @@ class Store:
             if self._stopping:
                 raise StoreTrouble("kestrel-web is stopping")
             if len(self._jobs) >= MAX_JOBS:
-                raise StoreTrouble(self._trouble or f"too much waits for being written to {self.path}")
+                raise StoreTrouble(self._trouble or f"too much waits for being written to {FILE}")
             self._jobs.append(job)
             self._condition.notify_all()
         if not job.over.wait(timeout):
             with self._condition:
                 job.abandoned = not job.committing
             if job.abandoned or not job.over.wait(timeout):
-                raise StoreTrouble(self._trouble or f"{self.path} could not be written in {timeout:g} s")
+                raise StoreTrouble(self._trouble or f"{FILE} could not be written in {timeout:g} s")
         if job.error is not None:
             if isinstance(job.error, sqlite3.Error | StoreError):
                 raise StoreTrouble(self._say(job.error)) from job.error
@@ -660,24 +660,26 @@ class Store:
     def _fail(self, exc: BaseException) -> None:
         text = self._say(exc)
         if text != self._trouble:
-            _log.error("%s", text)
+            _log.error("%s (%s: %s)", text, self.folder, exc)
         self._trouble = text
         if _code(exc) in _DAMAGED:
             self._damaged = True
 
-    def _say(self, exc: BaseException) -> str:
+    @staticmethod
+    def _say(exc: BaseException) -> str:
+        """Return what everybody may read; where the folder is stands in the log."""
         code = _code(exc)
         if code in _LOCKED:
-            return f"History and audit wait: another program has locked {self.path}."
+            return f"History and audit wait: another program has locked {FILE}."
         if code == sqlite3.SQLITE_FULL:
-            return f"History and audit cannot be written: the disk of {self.folder} is full."
+            return "History and audit cannot be written: the disk of the state folder is full."
         if code in _DAMAGED:
-            return f"The database {self.path} is damaged; it is being replaced."
+            return f"The database {FILE} is damaged; it is being replaced."
         if code == sqlite3.SQLITE_READONLY:
-            return f"History and audit cannot be written: {self.path} is read-only."
+            return f"History and audit cannot be written: {FILE} is read-only."
         if isinstance(exc, StoreError):
-            return str(exc)
-        return f"History and audit cannot be kept in {self.path}: {exc}."
+            return f"History and audit cannot be kept: {FILE} cannot be used, see kestrel-web's log."
+        return f"History and audit cannot be kept in {FILE}: {exc}."
 
 
 def _take(folder: Path) -> int:
