@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import re
 import sqlite3
 
 import pytest
@@ -12,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kestrel_stack.web import service
 from kestrel_stack.web.app import create_app
+from kestrel_stack.web.config import Webhook
 from kestrel_stack.web.loading import load
 from support.broker import BrokerProcess, wait_until
 from support.kestrel_web import KestrelWeb, servers
@@ -129,6 +132,32 @@ def test_its_token_opens_nothing_else(tmp_path):
         assert broker.address not in json.dumps(healthy)
 
 
+def test_who_looks_costs_the_servers_nothing(tmp_path):
+    with BrokerProcess(tmp_path) as broker:
+        put(broker, "mail")
+        with KestrelWeb(tmp_path / "web", **servers(broker), interval_s=60) as web:
+            wait_until(lambda: of(scrape(web), "kestrel_up", server=broker.address) == 1, "the first poll")
+            before = asked(broker)
+            for path in (
+                "/",
+                "/queues",
+                "/queues/mail",
+                "/servers",
+                "/metrics",
+                "/queues.csv",
+                "/api/v1/queues",
+            ):
+                assert [web.get(path).status for _ in range(10)] == [200] * 10
+            # One more connection: the one that asks this.
+            assert asked(broker) == before + 1
+
+
+def asked(broker) -> int:
+    """How often somebody has connected to a broker."""
+    found = re.search(rb"STAT total_connections (\d+)", broker.raw(b"stats\r\n"))
+    return int(found[1])
+
+
 # Health
 
 
@@ -165,6 +194,14 @@ def test_a_database_in_trouble_is_said_and_does_not_make_it_ill(parts, monkeypat
     answer = create_app(parts).test_client().get("/healthz")
     assert answer.status_code == 200
     assert (answer.get_json()["status"], answer.get_json()["database"]) == ("degraded", "The disk is full.")
+
+
+def test_a_webhook_that_fails_is_said_without_its_address(parts, monkeypatch):
+    config = dataclasses.replace(parts.config, webhook=Webhook("https://example.org/secret"))
+    monkeypatch.setattr(parts.alerting, "trouble", lambda: "https://example.org answered 500")
+    answer = create_app(dataclasses.replace(parts, config=config)).test_client().get("/healthz")
+    assert (answer.get_json()["status"], answer.get_json()["webhook"]) == ("degraded", "failing")
+    assert "example.org" not in answer.get_data(as_text=True)
 
 
 def test_it_is_not_well_when_it_does_not_poll_any_more(parts, monkeypatch):

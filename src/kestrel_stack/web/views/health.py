@@ -27,11 +27,13 @@ def healthz() -> Response:
     parts = site()
     view = parts.poller.view()
     stuck, trouble = parts.poller.trouble(), parts.store.trouble()
+    webhook = "off" if parts.config.webhook is None else "failing" if parts.alerting.trouble() else "ok"
     document = {
-        "status": STUCK if stuck else DEGRADED if trouble else OK,
+        "status": STUCK if stuck else DEGRADED if trouble or webhook == "failing" else OK,
         "version": kestrel_stack.__version__,
         "polling": stuck,
         "database": trouble,
+        "webhook": webhook,
         "servers": {
             "configured": len(view.servers),
             "reachable": sum(server.reachable for server in view.servers),
