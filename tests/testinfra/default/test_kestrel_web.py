@@ -1,4 +1,4 @@
-"""kestrel-web after site.yml: shows the queues of the one description to whoever logs in, and to nobody else."""
+"""kestrel-web after site.yml: the queues of the one description, for whoever logs in and for nobody else."""
 
 from __future__ import annotations
 
