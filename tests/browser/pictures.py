@@ -62,7 +62,7 @@ def main() -> None:
     arguments.to.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        stage(Path(folder), environment="production", interval_s=2) as (web, brokers),
+        stage(Path(folder), odd=False, environment="production", interval_s=2) as (web, brokers),
         Traffic(brokers),
         sync_playwright() as playwright,
     ):

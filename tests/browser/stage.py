@@ -85,7 +85,7 @@ class Traffic:
         "shop_orders": (38, 38.2, 0.3),
         "shop_mail": (9, 7.5, 0.4),
         "shop_thumbnails": (17, 18, 0.8),
-        "shop_search_index": (55, 55.5, 0.2),
+        "shop_search_index": (55, 0, 0.2),  # its workers wait for each item
         "shop_invoices": (0.4, 0.41, 0.1),
     }
 
@@ -93,8 +93,9 @@ class Traffic:
         self._brokers = brokers
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=(broker, index), daemon=True)
+            threading.Thread(target=self._run, args=(broker, index, work), daemon=True)
             for index, broker in enumerate(brokers)
+            for work in (self._flow, self._wait)
         ]
 
     def __enter__(self) -> Traffic:
@@ -107,11 +108,11 @@ class Traffic:
         for thread in self._threads:
             thread.join(10)
 
-    def _run(self, broker: BrokerProcess, index: int) -> None:
+    def _run(self, broker: BrokerProcess, index: int, work) -> None:
         chance = random.Random(index)
         while not self._stop.is_set():
             with contextlib.suppress(OSError, AssertionError), broker.connect() as client:
-                self._flow(client, chance)
+                work(client, chance)
             self._stop.wait(0.3)
 
     def _flow(self, client: RawClient, chance: random.Random) -> None:
@@ -130,12 +131,16 @@ class Traffic:
                     put(client, name.encode(), envelope("Job", order=chance.randrange(10**6)))
                 while due[name][1] >= 1:
                     due[name][1] -= 1
-                    if client.get(name) is None:
+                    if client.get(f"{name}/close/open") is None:
                         due[name][1] = 0
+
+    def _wait(self, client: RawClient, chance: random.Random) -> None:
+        while not self._stop.is_set():
+            client.get("shop_search_index/t=400/close/open")
 
 
 @contextlib.contextmanager
-def stage(folder: Path, brokers: int = 3, **config):
+def stage(folder: Path, brokers: int = 3, odd: bool = True, **config):
     """Brokers with what one meets in life, and a kestrel-web; yields (web, brokers)."""
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(BrokerProcess(folder / f"b{index}")) for index in range(brokers)]
@@ -150,7 +155,8 @@ def stage(folder: Path, brokers: int = 3, **config):
         fill(first, "shop_invoices", 140)
         for number in range(7):
             fill(first, "shop_mail_errors", 1, parked("SendMail", f"Connection lost after {number} s"))
-        fill(first, SCRIPT_NAME, 2, SCRIPT_BODY)
+        if odd:
+            fill(first, SCRIPT_NAME, 2, SCRIPT_BODY)
         file = settings_file(folder, [broker.address for broker in running])
         web = KestrelWeb(folder / "web", **servers(*running))
         web.config |= {"interval_s": 0.5, "settings": [str(file)], "no_consumers_after_s": 2, **config}

@@ -228,6 +228,7 @@ def overview() -> Response:
     return _answer(
         "overview.html",
         view,
+        alerts=sorted(view.alerts, key=lambda alert: _GRAVITY.get(alert.kind, 9)),
         sparks=sparks,
         boards=(
             ("Busiest", "busiest", busiest, "in"),
@@ -238,6 +239,10 @@ def overview() -> Response:
         delayed=sum(row.delayed for row in tops) + _alone(tops, "delay"),
         polled=any(server.polled_at is not None for server in view.servers),
     )
+
+
+_GRAVITY = {"server_down": 0, "server_status": 1, "backlog": 2, "age": 3, "no_consumers": 4}
+"""Which alerts come first."""
 
 
 def _top(rows: Iterable[QueueRow], value: Any, count: int = 5) -> list[QueueRow]:
