@@ -563,5 +563,8 @@ def test_below_a_prefix(site, tmp_path):
     with KestrelWeb(tmp_path, **config) as web:
         answer = web.get("/queues/api/v1/queues", bearer("viewer"))
         assert answer.status == 200
+        described = json.loads(web.get("/queues/api/v1/openapi.json", bearer("viewer")).data)
+        assert described["servers"][0]["url"] == "/queues/api/v1"
+        assert described["paths"] == DESCRIPTION["paths"]
         missing = web.get("/queues/api/v1/nothing", bearer("viewer"))
         refused((missing.status, json.loads(missing.data)), 404, "not_found")

@@ -56,7 +56,12 @@ _BOOT = secrets.token_hex(4)
 def openapi() -> Response:
     """Answer with the description of this API."""
     parameters.read(request.args, {})
-    text = resources.files("kestrel_stack.web").joinpath("openapi.json").read_bytes()
+    text = resources.files("kestrel_stack.web").joinpath("openapi.json").read_text("utf-8")
+    if request.script_root:
+        # An address in it counts from the host, and only the configuration knows what stands before it.
+        document = json.loads(text)
+        document["servers"][0]["url"] = request.script_root + document["servers"][0]["url"]
+        text = json.dumps(document, ensure_ascii=False, indent=1)
     return _conditional(Response(text, mimetype="application/json"))
 
 
