@@ -162,6 +162,28 @@ class TestOneApplication:
         wait_until(lambda: not any("brand_new" in line for line in dev.processes().values()), "its end")
         wait_until(lambda: healthz(dev.web) == 200, "kestrel-web")
 
+    def test_a_new_folder_is_watched_and_what_is_no_code_of_ones_own_is_not(self, dev):
+        since = dev.mark
+        for place in ("var", "node_modules", "__pycache__", ".cache"):
+            (dev.app / place).mkdir()
+            (dev.app / place / "noise.py").write_text("pass\n")
+        (dev.app / "data.json").write_text("{}")
+        (dev.app / "mine").mkdir()
+        (dev.app / "mine" / "first.py").write_text("pass\n")
+        dev.until(r"changed: mine/first\.py$", since)
+        since = dev.mark
+        (dev.app / "mine" / "second.py").write_text("pass\n")
+        dev.until(r"changed: mine/second\.py$", since)
+        since = dev.mark
+        shutil.rmtree(dev.app / "mine")
+        dev.until(r"changed: mine/first\.py, mine/second\.py$", since)
+        assert "noise" not in dev.out
+        assert "data.json" not in dev.out
+        dev.until("python consumers take the new code", since)
+        for place in ("var", "node_modules", "__pycache__", ".cache"):
+            shutil.rmtree(dev.app / place)
+        (dev.app / "data.json").unlink()
+
     def test_a_second_one_in_the_same_folder_is_refused_by_name(self, dev):
         with Dev(dev.app.parent / "link", "--queues", "hello_world") as second:
             assert second.process.wait(30) == 1
