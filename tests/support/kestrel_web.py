@@ -77,13 +77,17 @@ class KestrelWeb:
         def listening():
             return _LISTENING.search(self.log, written)
 
-        wait_until(lambda: listening() or self.process.poll() is not None, "kestrel-web to start")
-        if not (found := listening()):
-            raise RuntimeError(f"kestrel-web ended with {self.process.returncode}:\n{self.log}")
-        self.host, self.port = found[2].strip("[]"), int(found[3])
-        self.config["port"] = self.port  # the same after a restart
-        self.url = found[1].rstrip("/")
-        self.get(f"{self.config.get('prefix', '')}/healthz")  # whatever it says: it answers
+        try:
+            wait_until(lambda: listening() or self.process.poll() is not None, "kestrel-web to start")
+            if not (found := listening()):
+                raise RuntimeError(f"kestrel-web ended with {self.process.returncode}:\n{self.log}")
+            self.host, self.port = found[2].strip("[]"), int(found[3])
+            self.config["port"] = self.port  # the same after a restart
+            self.url = found[1].rstrip("/")
+            self.get(f"{self.config.get('prefix', '')}/healthz")  # whatever it says: it answers
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def request(
