@@ -1,9 +1,9 @@
 """How long the next item of a queue has waited, as far as anybody can know.
 
 What a server calls a queue's age is how long ago the item was added that it gave out last (source: Kestrel
-2.4.1's code). So it is right while consumers work; it is much too large for items that came after a pause; and
-until the first item is given out it is the time since 1970. But whoever has seen the queue empty knows that
-everything in it came later, and whoever has not knows at least since when they have seen it wait.
+2.4.1's code). So it is right while consumers work; it is much too large for items that came after a pause;
+and until the first item is given out it is the time since 1970. But whoever has seen the queue empty knows
+that everything in it came later, and whoever has not knows at least since when they have seen it wait.
 """
 
 from __future__ import annotations

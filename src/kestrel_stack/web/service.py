@@ -89,9 +89,9 @@ def serve(config: Config) -> None:
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
+        log.info("listening at %s", address(config, listening.getsockname()[1]))
         site.poller.start()
         site.alerting.start()
-        log.info("listening at %s", address(config, listening.getsockname()[1]))
         tell_systemd("READY=1")
         server.run()
     except SystemExit:
