@@ -245,6 +245,7 @@ class Poller:
         ]
         self._builder = threading.Thread(target=self._build_always, name="views", daemon=True)
         self._heeders: list[threading.Thread] = []
+        self._building_fails = False
         self._view = self._build(earlier or View())
 
     def start(self) -> None:
@@ -298,6 +299,8 @@ class Poller:
         """Return in one line why what is shown is not what is, if so; a server that is down is no trouble."""
         if self._builder.ident is not None and not self._builder.is_alive() and not self._stopping.is_set():
             return "The thread that puts the servers' answers together has ended."
+        if self._building_fails:
+            return "The servers' answers cannot be put together; the log says why."
         return next((found for watch in self._watches if (found := watch.trouble())), None)
 
     def _threads(self) -> list[threading.Thread]:
@@ -315,7 +318,9 @@ class Poller:
                 view = self._build(self._view)
             except Exception:
                 log.exception("the servers' answers could not be put together")
+                self._building_fails = True
             else:
+                self._building_fails = False
                 with self._condition:
                     self._view = view
                     self._condition.notify_all()

@@ -210,3 +210,25 @@ def test_it_is_not_well_when_it_does_not_poll_any_more(parts, monkeypatch):
     assert answer.status_code == 503
     assert answer.get_json()["status"] == "stuck"
     assert "has ended" in answer.get_json()["polling"]
+
+
+def test_a_stranger_hears_no_name_of_a_server(parts, monkeypatch):
+    monkeypatch.setattr(parts.poller, "trouble", lambda: "The thread that polls 127.0.0.1:9 has ended.")
+    monkeypatch.setattr(parts.auth, "who", lambda: None)
+    answer = create_app(parts).test_client().get("/healthz")
+    assert answer.status_code == 503
+    assert "127.0.0.1" not in answer.get_data(as_text=True)
+
+
+def test_views_that_cannot_be_made_are_noticed(parts, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no view")
+
+    monkeypatch.setattr(parts.poller, "_build", fail)
+    parts.poller.start()
+    try:
+        wait_until(
+            lambda: create_app(parts).test_client().get("/healthz").status_code == 503, "it to be said"
+        )
+    finally:
+        parts.poller.stop()
