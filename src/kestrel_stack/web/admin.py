@@ -9,6 +9,7 @@ from __future__ import annotations
 import calendar
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -40,9 +41,9 @@ GAUGES = {
 OPTIONAL = ("journal_rewrites", "journal_rotations")
 """Counters that some releases have."""
 
+_LENGTH = re.compile(r"[0-9]{1,12}")
 _MARK = "/open_transactions"
 """The end of a gauge that every queue has, and no alias."""
-_SERVER = ("connections", "items")
 
 
 def fetch(
@@ -64,7 +65,7 @@ def fetch(
             for name, _, value in (text.partition(":") for text in head[1:])
             if name.strip().lower() == "content-length"
         ]
-        body = line.everything(int(lengths[0]) if lengths and lengths[0].isdigit() else None)
+        body = line.everything(int(lengths[0]) if lengths and _LENGTH.fullmatch(lengths[0]) else None)
     finally:
         line.close()
     try:
@@ -93,9 +94,7 @@ def parse(stats: Mapping[str, Any]) -> Answer:
                     block[name] = _whole(counters[prefix + name])
             queues[prefix[2:-1]] = block
     known = {
-        entry.name: _whole(counters[entry.name])
-        for entry in fields(ServerNumbers)
-        if entry.name in counters
+        entry.name: _whole(counters[entry.name]) for entry in fields(ServerNumbers) if entry.name in counters
     }
     known |= {
         "curr_items": _whole(gauges.get("items", 0)),

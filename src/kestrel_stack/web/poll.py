@@ -180,7 +180,7 @@ class Probe:
         for name in MONOTONE:
             if not getattr(before, name) <= getattr(found.numbers, name) <= getattr(after, name):
                 self._refuse(
-                    "belongs to another server (its counters differ); give this one's own in admin_ports, "
+                    "it belongs to another server (its counters differ); give this one's own in admin_ports, "
                     "or null for none"
                 )
                 return None
@@ -207,7 +207,7 @@ class Probe:
 
     def _refuse(self, why: str) -> None:
         self._by_admin = False
-        self._note = f"The admin port {self._admin} {why}."
+        self._note = f"The admin port {self._admin} is not used: {why}."
         self._admin_from = self._monotonic() + self._admin_backoff.next()
 
     # Names

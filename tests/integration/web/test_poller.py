@@ -180,7 +180,7 @@ def test_without_an_admin_port_stats_are_read_and_the_row_says_why(shared):
     with polling(made) as running:
         state = until(running, answers, "an answer").servers[0]
     assert (state.source, state.reachable) == ("memcache", True)
-    assert f"127.0.0.1:{free} connection refused" in state.error
+    assert f"127.0.0.1:{free} is not used: connection refused" in state.error
 
 
 def test_another_servers_admin_port_is_not_believed(tmp_path):
