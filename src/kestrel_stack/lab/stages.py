@@ -27,6 +27,7 @@ SHELL_SCRIPTS = (
     "bin/down",
     "bin/test",
     "bin/demo",
+    "bin/dev",
     "bin/lib/bootstrap.sh",
     ".ci/run",
     "requirements/lock",
