@@ -196,12 +196,14 @@ def _check(values: Values, environ: Mapping[str, str]) -> Config:
 def _refuse_open(values: Values, config: Config) -> None:
     """Refuse to let anybody in who can reach the address."""
     address = ipaddress.ip_address(config.listen)
+    login = 'give "users" (`kestrel-web hash-password` makes a hash) or a "proxy" in the configuration'
     if not address.is_loopback and not config.login:
         raise ConfigError(
             f"Listening at {config.listen} lets everybody in who can reach this machine, since there is no "
-            'login: give "users" (`kestrel-web hash-password` makes a hash) or a "proxy" in the '
-            "configuration, or listen at 127.0.0.1."
+            f"login: {login}, or listen at 127.0.0.1."
         )
+    if config.forwarded_from and not config.login:
+        raise values.wrong("forwarded_from", f"lets everybody in whom that proxy lets through: {login}")
     if address.is_unspecified and not config.hosts:
         raise values.wrong(
             "hosts", f'must name how browsers call it (like ["queues.example.org"]) at {config.listen}'

@@ -199,6 +199,12 @@ def test_a_login_opens_a_public_address(write):
     assert load(["--config", write(listen="10.0.0.1", proxy=proxy)], {}).login
 
 
+def test_a_proxy_in_front_of_loopback_needs_a_login_too(write):
+    line = wrong(["--config", write(forwarded_from=["127.0.0.1"])])
+    assert '"forwarded_from" lets everybody in' in line and '"users"' in line
+    assert load(["--config", write(forwarded_from=["127.0.0.1"], users=USERS)], {}).forwarded_from
+
+
 def test_a_wildcard_address_needs_the_names_that_browsers_use(write):
     assert '"hosts" must name' in wrong(["--config", write(listen="0.0.0.0", users=USERS)])
     assert load(["--config", write(listen="0.0.0.0", users=USERS, hosts=["q.example.org"])], {}).hosts
