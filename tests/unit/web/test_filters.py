@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,10 +99,7 @@ def test_a_filter_leaves_the_rows_that_fulfil_all_of_its_terms(text, found):
         ("items~3", ["~ is for text"]),
         ("name>a", ["> is for numbers", "="]),
         ("name~[", ["'name~['", "not a regular expression"]),
-        ("name~(a+)+$", ["repeated group"]),
-        ("name~(?=a)", ["'(?'"]),
-        (r"name~(a)\1", ["back reference"]),
-        ("name~a*a*a*a*b", ["more than 3"]),
+        ("name~(?=a)", ["'name~(?=a)'", "(? is not supported"]),
         ("name~" + "a" * 101, ["101 characters", "100"]),
         (">5", ["no field before"]),
         ('"open', ["quotation mark"]),
@@ -138,15 +133,3 @@ def test_any_text_is_a_filter_or_one_clear_line(text):
             each.text for each in chosen.terms
         ]
         columns.arrange(VIEW, chosen)
-
-
-@given(st.text("ab.*+?{}()[]|^$\\12", max_size=100))
-def test_no_pattern_takes_long(pattern):
-    try:
-        chosen = filters.parse(f'name~"{pattern}"')
-    except filters.FilterError:
-        return
-    hard = row("a" * 254 + "!")
-    began = time.thread_time()
-    chosen.matches(hard)
-    assert time.thread_time() - began < 2  # of the processor; a bad one takes longer than anybody waits
