@@ -27,7 +27,6 @@ SHELL_SCRIPTS = (
     "bin/down",
     "bin/test",
     "bin/demo",
-    "bin/dev",
     "bin/lib/bootstrap.sh",
     ".ci/run",
     "requirements/lock",

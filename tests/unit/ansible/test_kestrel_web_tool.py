@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import os
+import sqlite3
 import tarfile
 
 import pytest
@@ -25,6 +27,7 @@ class Host:
         self.unit = folder / "kestrel-web.service"
         (self.etc / "apps").mkdir(parents=True)
         (self.root / "releases").mkdir(parents=True)
+        (folder / "state").mkdir()
         for name, value in {
             "ROOT": self.root,
             "CONFIGURATION": self.etc,
@@ -32,6 +35,8 @@ class Host:
             "CURRENT": self.root / "current",
             "STARTED": self.root / ".started",
             "FORMER": self.etc / "former",
+            "DATABASE": folder / "state" / "kestrel-web.sqlite3",
+            "ASIDE": folder / "state" / "before-upgrade.sqlite3",
             "run": self.run,
             "answers": lambda seconds: None,
             "last_lines": lambda since: ["the last line"],
@@ -51,6 +56,7 @@ class Host:
             case ("restart",):
                 self.starts += 1
                 self.active = self.text() not in self.broken
+                self.migrate()
                 if not self.active:
                     raise self.tool.Failed("systemctl restart kestrel-web.service failed: see")
                 self.tool.do_started(None)
@@ -67,6 +73,14 @@ class Host:
         (self.etc / "kestrel-web.json").write_text(text)
         (self.etc / "kestrel-web.json").chmod(0o640)
         (self.etc / "apps" / f"{app}.json").write_text("{}")
+
+    def migrate(self):
+        """A release makes newer tables of older ones first of all, and refuses those that are newer."""
+        wanted = {OLD: 1, NEW: 2}.get(self.tool.current(), 0)
+        with contextlib.closing(sqlite3.connect(self.tool.DATABASE)) as connection:
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
+            self.active = self.active and found <= wanted
+            connection.execute(f"PRAGMA user_version = {max(found, wanted)}")
 
     def text(self):
         return (self.etc / "kestrel-web.json").read_text()
@@ -128,7 +142,18 @@ def test_what_does_not_come_up_is_replaced_by_all_that_ran_before(host):
     assert (host.etc / "kestrel-web.json").stat().st_mode & 0o777 == 0o640
     assert names(host.etc / "apps") == ["shop.json"]
     assert host.tool.current() == OLD
+    assert names(host.tool.DATABASE.parent) == ["kestrel-web.sqlite3"]
+    assert host.tool.tables(host.tool.DATABASE) == 1
     assert host.apply(OLD)["changed"] is False
+
+
+def test_a_newer_release_changes_the_database_and_leaves_no_copy_of_it(host):
+    host.apply(OLD)
+    host.tool.do_keep(None)
+    host.release(NEW)
+    assert host.apply(NEW)["did"] == "restarted"
+    assert names(host.tool.DATABASE.parent) == ["kestrel-web.sqlite3"]
+    assert host.tool.tables(host.tool.DATABASE) == 2
 
 
 def test_a_first_one_that_does_not_come_up_is_stopped_and_nothing_is_pretended(host):
