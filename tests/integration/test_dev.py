@@ -307,6 +307,18 @@ class TestItsEnd:
             process.wait()
         assert processes_of(app) == {}
 
+    def test_one_that_nobody_reads_any_more_ends(self, tmp_path):
+        app = make_app(tmp_path / "app")
+        read, write = os.pipe()
+        with Dev(app, "--queues", "hello_world", stdout=write) as dev:
+            os.close(write)
+            said = b""
+            while b"Stop with Ctrl-C" not in said:
+                said += os.read(read, 65536)
+            os.close(read)
+            assert dev.process.wait(30) == 0
+            assert dev.processes() == {}
+
     def test_nothing_outlives_one_that_is_killed_and_nothing_queued_is_lost(self, tmp_path):
         app = make_app(tmp_path / "app")
         with Dev(app, "--queues", "wait_for,leave_behind") as first:

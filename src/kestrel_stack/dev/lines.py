@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import sys
 import time
 from collections.abc import Mapping
@@ -97,6 +99,14 @@ class Screen:
     def paint(self, text: str, code: str) -> str:
         """Return text in a colour, where there are colours."""
         return f"\033[{code}m{text}\033[0m" if self.colour and code and text else text
+
+    def look(self) -> None:
+        """Notice that nobody reads any more, also while there is nothing to write."""
+        with contextlib.suppress(OSError, ValueError):
+            poller = select.poll()
+            poller.register(self._out.fileno(), 0)
+            if any(events & (select.POLLERR | select.POLLHUP) for _, events in poller.poll(0)):
+                self.gone = True
 
     def _write(self, text: str) -> None:
         if self.gone:

@@ -96,6 +96,7 @@ class Session:
             while not self._stops and not self._screen.gone:
                 self._crew.turn(1.0 if self._welcomed else 0.05)
                 self._progress()
+                self._screen.look()
                 late = time.monotonic() - began > FIRST_SCREEN_SECONDS
                 if self._applied and not self._welcomed and (self._web_at or late):
                     self._welcome()
