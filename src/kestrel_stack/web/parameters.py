@@ -19,8 +19,12 @@ MAX_TEXT = 2000
 MAX_WHOLE = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly."""
 
+MAX_HOURS = 100_000
 LAST_MOMENT = 253402300799
 """The end of the year 9999, in Unix seconds."""
+
+# As JSON writes numbers, which is less than float() takes.
+_NUMBER = re.compile(r"[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?")
 
 Reader = Callable[[str, str | None], Any]
 """Gets a parameter's name and its text, or None when it is not there; returns its value."""
@@ -77,11 +81,19 @@ def moment(name: str, given: str | None) -> float | None:
     """Read Unix seconds."""
     if given is None:
         return None
-    # As JSON writes numbers, which is less than float() takes.
-    if not re.fullmatch(r"[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?", given):
+    if not _NUMBER.fullmatch(given):
         raise bad(name, "must be a moment in Unix seconds, like 1700000000")
     if float(given) > LAST_MOMENT:
         raise bad(name, f"must be a moment in Unix seconds, at most {LAST_MOMENT}")
+    return float(given)
+
+
+def hours(name: str, given: str | None) -> float | None:
+    """Read a number of hours."""
+    if given is None:
+        return None
+    if not _NUMBER.fullmatch(given) or not (0 < float(given) <= MAX_HOURS):
+        raise bad(name, f"must be a number of hours, more than 0 and at most {MAX_HOURS}")
     return float(given)
 
 

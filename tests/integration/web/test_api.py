@@ -359,6 +359,7 @@ def test_an_etag_of_another_process_is_not_ours(site):
         (f"/audit?before={'9' * 40}", "bad_parameter", "before"),
         ("/audit?outcome=well", "bad_parameter", "outcome"),
         ("/queues/plain/history?start=5&end=4", "bad_parameter", "start"),
+        ("/queues/plain/history?start=1&hours=1", "bad_parameter", "hours"),
         ("/queues/plain/history?start=nan", "bad_parameter", "start"),
         ("/queues/plain/history?points=100000", "bad_parameter", "points"),
     ],

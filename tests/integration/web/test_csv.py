@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import html
 import io
+import re
 from datetime import datetime
 
 import pytest
@@ -111,7 +113,23 @@ def test_the_audit_log(site):
 def test_the_history(site):
     rows = table(site, "/queues/mail/history.csv?start=0&end=60")
     assert all(row["items"] == "" for row in rows)
-    answer = site.get("/queues/mail/history.csv")
+    answer = site.get("/queues/mail/history.csv?hours=0.25")
     head = answer.data.decode().splitlines()[0]
     assert head == "at,items,age_ms,rate_in,rate_out,open,parked,peak_in,peak_out"
     assert site.get("/queues/~xx/history.csv").status == 404
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "/queues?f=items%3E1&sort=age&dir=desc",
+        "/queues/mail",
+        "/queues/mail?range=30d",
+        "/audit?who=a&outcome=done",
+    ],
+)
+def test_links_on_pages_lead_to_it(site, page):
+    links = re.findall(r'href="([^"]+\.csv[^"]*)"', site.get(page).data.decode())
+    assert links
+    for link in links:
+        table(site, html.unescape(link))

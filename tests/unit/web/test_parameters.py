@@ -15,6 +15,7 @@ KNOWN = {
     "f": parameters.queue_filter,
     "sort": parameters.sort_column,
     "start": parameters.moment,
+    "hours": parameters.hours,
     "text": parameters.text(most=5),
 }
 APP = Flask(__name__)
@@ -29,16 +30,22 @@ def refused(call, *arguments):
 
 def test_what_is_left_out_has_a_default():
     found = parameters.read(MultiDict(), KNOWN)
-    assert found == {"limit": 100, "dir": "asc", "f": None, "sort": "name", "start": None, "text": ""}
+    assert found == {
+        **{"limit": 100, "dir": "asc", "f": None, "sort": "name"},
+        **{"start": None, "hours": None, "text": ""},
+    }
 
 
 def test_what_is_given_is_taken():
     given = MultiDict(
-        {"limit": "7", "dir": "desc", "f": "items>1k", "sort": "LOGSIZE", "start": "1.5", "text": "a"}
+        {
+            **{"limit": "7", "dir": "desc", "f": "items>1k", "sort": "LOGSIZE"},
+            **{"start": "1.5", "hours": "0.25", "text": "a"},
+        }
     )
     found = parameters.read(given, KNOWN)
     assert str(found.pop("f")) == "items>1k"
-    assert found == {"limit": 7, "dir": "desc", "sort": "log", "start": 1.5, "text": "a"}
+    assert found == {"limit": 7, "dir": "desc", "sort": "log", "start": 1.5, "hours": 0.25, "text": "a"}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +64,7 @@ def test_what_is_given_is_taken():
             ([("start", text)], "bad_parameter", "start")
             for text in ("nan", "inf", "-1", "1e400", "now", "", "1_0", "٣", "9" * 13, "9" * 5000)
         ],
+        *[([("hours", text)], "bad_parameter", "hours") for text in ("0", "-1", "nan", "1e9", "", "one")],
         ([("text", "abcdef")], "bad_parameter", "text"),
     ],
 )

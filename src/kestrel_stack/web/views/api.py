@@ -31,8 +31,9 @@ blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 QUEUES_AT_ONCE, QUEUES_AT_MOST = 100, 1000
 ENTRIES_AT_ONCE, ENTRIES_AT_MOST = 100, 500
 POINTS, POINTS_AT_MOST = 240, 2000
-HISTORY_S = 3600
+HOURS = 1.0
 """Of history, unless more or less is asked for."""
+PERIOD = {"start": parameters.moment, "end": parameters.moment, "hours": parameters.hours}
 
 AUDIT_FILTERS = {
     "who": parameters.text(),
@@ -157,18 +158,8 @@ def server(server: str) -> Response:
 def history(key: str) -> Response:
     """Answer with what a queue was like, also of one that is gone."""
     _legal(key)
-    asked = parameters.read(
-        request.args,
-        {
-            "start": parameters.moment,
-            "end": parameters.moment,
-            "points": parameters.whole(1, POINTS_AT_MOST, POINTS),
-        },
-    )
-    end = time.time() if asked["end"] is None else asked["end"]
-    start = max(0.0, end - HISTORY_S) if asked["start"] is None else asked["start"]
-    if start >= end:
-        raise parameters.bad("start", "must be before end")
+    asked = parameters.read(request.args, PERIOD | {"points": parameters.whole(1, POINTS_AT_MOST, POINTS)})
+    start, end = period(asked)
     samples = kept(site().store.history(key, start, end, asked["points"]))
     return _conditional(
         _json(
@@ -268,6 +259,19 @@ def _act(action: str, target: str, options: dict[str, Any]) -> Response:
     if task.running:
         answer.headers["Location"] = f"{request.script_root}{blueprint.url_prefix}/tasks/{task.id}"
     return answer
+
+
+def period(asked: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the beginning and the end that the parameters of `PERIOD` mean."""
+    start, end, hours = asked["start"], asked["end"], asked["hours"]
+    if start is not None and hours is not None:
+        raise parameters.bad("hours", "goes without start")
+    end = time.time() if end is None else end
+    if start is None:
+        start = max(0.0, end - 3600 * (HOURS if hours is None else hours))
+    elif start >= end:
+        raise parameters.bad("start", "must be before end")
+    return start, end
 
 
 def kept(found: list[T]) -> list[T]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from kestrel_stack.web.model import QueueRow
 from kestrel_stack.web.problems import Problem
 from kestrel_stack.web.site import site
 from kestrel_stack.web.store import Store
-from kestrel_stack.web.views.api import AUDIT_FILTERS, HISTORY_S, POINTS_AT_MOST, audit_filters, kept
+from kestrel_stack.web.views.api import AUDIT_FILTERS, PERIOD, POINTS_AT_MOST, audit_filters, kept, period
 
 blueprint = Blueprint("csv", __name__)
 
@@ -69,18 +68,9 @@ def history(key: str) -> Response:
         keys.parse(key)
     except ValueError:
         raise Problem(404, "no_queue", "This is not the key of a queue.") from None
-    asked = parameters.read(
-        request.args,
-        {
-            "start": parameters.moment,
-            "end": parameters.moment,
-            "points": parameters.whole(1, POINTS_AT_MOST, POINTS_AT_MOST),
-        },
-    )
-    end = time.time() if asked["end"] is None else asked["end"]
-    start = max(0.0, end - HISTORY_S) if asked["start"] is None else asked["start"]
-    if start >= end:
-        raise parameters.bad("start", "must be before end")
+    points = parameters.whole(1, POINTS_AT_MOST, POINTS_AT_MOST)
+    asked = parameters.read(request.args, PERIOD | {"points": points})
+    start, end = period(asked)
     samples = kept(site().store.history(key, start, end, asked["points"]))
     rows = ([csvfile.moment(one.at), *(getattr(one, name) for name in HISTORY_FIELDS)] for one in samples)
     return _send("history", ["at", *HISTORY_FIELDS], rows)
