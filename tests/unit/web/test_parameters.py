@@ -31,16 +31,26 @@ def refused(call, *arguments):
 def test_what_is_left_out_has_a_default():
     found = parameters.read(MultiDict(), KNOWN)
     assert found == {
-        **{"limit": 100, "dir": "asc", "f": None, "sort": "name"},
-        **{"start": None, "hours": None, "text": ""},
+        "limit": 100,
+        "dir": "asc",
+        "f": None,
+        "sort": "name",
+        "start": None,
+        "hours": None,
+        "text": "",
     }
 
 
 def test_what_is_given_is_taken():
     given = MultiDict(
         {
-            **{"limit": "7", "dir": "desc", "f": "items>1k", "sort": "LOGSIZE"},
-            **{"start": "1.5", "hours": "0.25", "text": "a"},
+            "limit": "7",
+            "dir": "desc",
+            "f": "items>1k",
+            "sort": "LOGSIZE",
+            "start": "1.5",
+            "hours": "0.25",
+            "text": "a",
         }
     )
     found = parameters.read(given, KNOWN)
