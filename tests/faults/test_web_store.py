@@ -114,6 +114,10 @@ def test_files_that_may_not_grow_stop_nothing(web):
         trouble(web, "History and audit cannot be")
         for path in ("/", "/queues", "/queues/jobs", "/audit"):
             assert web.get(path).status == 200, path
+        # It is not called over before it is.
+        until = health(web)["at"] + 5
+        wait_until(lambda: health(web)["at"] > until or health(web)["database"] is None, "some seconds")
+        assert health(web)["database"] is not None
     finally:
         resource.prlimit(web.process.pid, resource.RLIMIT_FSIZE, unlimited)
     over(web)
@@ -233,7 +237,7 @@ class Clock:
         self.environment = {
             "LD_PRELOAD": str(LIBFAKETIME[0]),
             "FAKETIME_TIMESTAMP_FILE": str(file),
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
         }
@@ -261,7 +265,7 @@ def test_a_clock_that_is_set_forth_and_back_breaks_nothing(broker, tmp_path, jum
         tmp_path / "web", environment=clock.environment, no_consumers_after_s=3600, **servers(broker)
     )
     with web:
-        for offset in (0, jump, 0, jump):
+        for offset in (0, jump, 0):
             clock.set(offset)
             wait_until(
                 lambda offset=offset: abs(health(web)["at"] - time.time() - offset) < 60,

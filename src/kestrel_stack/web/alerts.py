@@ -113,9 +113,7 @@ class Alerting:
                 return False
             waiting = []
         self._loaded = True
-        if self._delivery is None:
-            self._told = set()
-        elif waiting:
+        if self._delivery is not None:
             self._delivery.add(waiting)
         return True
 

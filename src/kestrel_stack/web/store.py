@@ -543,12 +543,7 @@ class Store:
         return self._connection
 
     def _connect(self) -> None:
-        try:
-            connection = self._open()
-        except sqlite3.DatabaseError as exc:
-            if _code(exc) not in _DAMAGED:
-                raise
-            connection = self._replace(str(exc))
+        connection = self._open()
         self._connection, self._file = connection, _identity(self.path)
         self._recorder.forget()
         self._generation += 1

@@ -206,6 +206,13 @@ class TestServers:
         ]
         assert watch.for_(20, servers=(server("a:1", status="Up"),)) == []
 
+    def test_the_status_that_it_last_said_raises_nothing_and_ends_nothing(self, watch):
+        away = server("a:1", fresh=False, status="READONLY")
+        assert watch.for_(20, servers=(away,)) == [("server_down", "a:1")]
+        watch.for_(20, servers=(server("a:1", status="READONLY"),))
+        both = [("server_down", "a:1"), ("server_status", "a:1")]
+        assert watch.for_(60, servers=(server("a:1", fresh=False, status="UP"),)) == both
+
     def test_one_that_is_no_longer_configured_has_no_alert(self, watch):
         watch.see(servers=(server("a:1"), server("b:1", fresh=False)))
         assert watch.see(servers=(server("a:1"),)) == []

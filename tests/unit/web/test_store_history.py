@@ -107,6 +107,24 @@ def test_time_in_which_nothing_ran_is_a_gap_and_not_a_zero(kept):
     assert items == [7] * 6 + [None] * 24 + [7] * 6
 
 
+def test_a_reader_who_begins_behind_a_gap_knows_what_stood_still(kept):
+    kept.add(*every(10, 6, lambda at, n: view(at, row("q", items=7))))
+    later = START + HOUR
+    kept.add(*every(10, 8, lambda at, n: view(at, row("q", items=7)), later))
+    assert kept.items("q", later + 20, later + 70, 5) == [7] * 5
+
+
+def test_a_queue_that_went_while_nothing_ran_ends_there(kept):
+    kept.add(*every(10, 6, lambda at, n: view(at, row("old", items=1), row("q", items=1))))
+    kept.restart(START + 60)
+    kept.add(*every(10, 6, lambda at, n: view(at, row("q", items=1)), START + 60))
+    kept.recorder.close()
+    kept.write()
+    assert kept.items("old", START, START + 120, 12) == [1] * 6 + [None] * 6
+    table, _ = history.all_sparks(kept.connection, kept.recorder.tiers, 120, 12, START + 120)
+    assert table["old"] == [1] * 6 + [None] * 6
+
+
 def test_a_queue_of_servers_that_do_not_answer_is_a_gap_and_a_queue_of_some_that_do_is_not(kept):
     both = {"a:1": QueueNumbers(items=5), "b:1": QueueNumbers(items=4)}
     one = {"b:1": QueueNumbers(items=9)}
@@ -184,27 +202,34 @@ class TestClock:
     """The wall clock is set while kestrel-web runs."""
 
     def test_time_lived_again_replaces_what_was_recorded_of_it(self, kept):
-        kept.add(*every(2, 1800, lambda at, n: view(at, row("q", items=1))))
+        def seen(at, n):
+            return view(at, row("q", items=1), row("step", items=5 if n < 1200 else 6))
+
+        kept.add(*every(2, 1800, seen))
         back = START + 1800
-        kept.add(*every(2, 300, lambda at, n: view(at, row("q", items=2)), back))
+        kept.add(*every(2, 300, lambda at, n: view(at, row("q", items=2), row("step", items=6)), back))
         kept.recorder.close()
         kept.write()
-        items = kept.items("q", START, back + 600, 240, now=back + 600)
-        assert items == [1] * 180 + [2] * 60
+        now = back + 600
+        assert kept.items("q", START, now, 240, now=now) == [1] * 180 + [2] * 60
+        assert kept.items("step", START, now, 240, now=now) == [5] * 180 + [6] * 60
         assert kept.items("q", START, START + 3600, 3, now=START + 3600)[0] == 1
 
     def test_what_lies_behind_the_time_lived_again_is_what_it_was(self, kept):
-        """A reader who starts in old ticks must not carry values of the new ones into them."""
+        """A reader who comes from the new ticks must not carry their values into the old ones."""
         kept.add(*every(10, 180, lambda at, n: view(at, row("q", items=n // 60), row("still", items=5))))
         kept.add(
             *every(10, 6, lambda at, n: view(at, row("q", items=99), row("still", items=6)), START + 700)
         )
         kept.recorder.close()
         kept.write()
-        late = START + 1790
-        for key, right in (("q", (2,)), ("still", (5,))):
-            items = set(kept.items(key, START + 1210, late, 58, now=late))
-            assert items <= {*right, None} and items & set(right)
+        late = START + 1800
+        behind = slice(76, 180)
+        q = kept.items("q", START, late, 180, now=late)
+        still = kept.items("still", START, late, 180, now=late)
+        assert q[70:76] == [99] * 6 and still[70:76] == [6] * 6
+        assert set(still[behind]) <= {5, None} and set(q[behind]) <= {1, 2, None}
+        assert q[130:] == [2] * 50 and still[130:] == [5] * 50
 
     def test_a_step_back_by_moments_keeps_the_tick(self, kept):
         kept.add(view(START + 9, row("q", items=50)), view(START + 10.1, row("q", items=1)))
