@@ -66,7 +66,10 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def played(tmp_path_factory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("stage")
-    with stage(folder, environment="testing", confirm_typed_from=100) as (web, brokers), Traffic(brokers):
+    with (
+        stage(folder, environment="testing", confirm_typed_from=100, stale_after_s=3) as (web, brokers),
+        Traffic(brokers),
+    ):
         yield Stage(web, brokers)
 
 

@@ -190,3 +190,17 @@ def test_without_javascript_everything_is_there(visiting, played):
         page.get_by_role("link", name="shop_mail", exact=True).click()
         page.locator("#peek-form").get_by_role("button", name="Peek").click()
         expect(page.locator("#peek-result")).to_contain_text('"job": ')
+
+
+def test_charts_of_a_queue_are_read_by_pointing_and_as_a_table(visit):
+    page = visit.go("/queues/shop_thumbnails")
+    page.locator("#range-15m").click()
+    expect(page).to_have_url(re.compile("range=15m"))
+    expect(page.locator("#range-15m")).to_have_attribute("aria-current", "true")
+    chart = page.locator("#chart-1 svg.chart")
+    expect(chart).to_have_attribute("aria-label", re.compile("^Backlog: items now "))
+    chart.hover()
+    expect(page.locator("#chart-1 .readout")).to_have_text(re.compile(r"\d\d:\d\d:\d\d\s+[0-9.]+"))
+    page.get_by_text("The same as a table").click()
+    rows = page.locator("#history-table tbody tr")
+    expect(rows.first.locator("td").first).to_have_text(re.compile(r"[0-9.]+"))
