@@ -83,7 +83,8 @@ class Probe:
         deadline = self._monotonic() + self._timeout
         try:
             status, again = self._status(deadline)
-            if again:
+            if again and self._by_admin:
+                # Whether it is still this server's is found out anew.
                 self._by_admin = False
                 self._admin_from = float("-inf")
             answer = self._ask_admin(deadline) if self._by_admin else None
