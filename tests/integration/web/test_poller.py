@@ -342,8 +342,8 @@ def test_a_broker_that_dies_and_comes_back(broker):
         assert view.row("q").numbers.rate_in is None and state.rate_in is None
         broker.start()
         running.poke(broker.address)
-        view = until(running, answers, "the broker to be back")
-        assert view.servers[0].error is None and view.servers[0].source == "admin"
+        until(running, answers, "the broker to be back")
+        until(running, lambda view: view.servers[0].source == "admin", "its admin port to be asked again")
         view = until(
             running, lambda view: view.row("q").numbers.rate_in is not None, "rates after the restart"
         )
