@@ -25,6 +25,7 @@ from kestrel_stack.lab.up import ENGINE_STATE
 SHELL_SCRIPTS = (
     "bin/up",
     "bin/down",
+    "bin/dev",
     "bin/test",
     "bin/demo",
     "bin/lib/bootstrap.sh",
