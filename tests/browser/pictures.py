@@ -1,6 +1,6 @@
 """Make the pictures of kestrel-web in docs/: real brokers, live traffic, a real browser.
 
-    PYTHONPATH=src:tests python -m browser.pictures [--minutes 8] [--to docs]
+    PYTHONPATH=src:tests python -m browser.pictures [--minutes 6] [--to docs]
 
 The traffic runs for so long that the charts have something to show.
 """
@@ -55,7 +55,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=8.0, help="of traffic before the first picture")
+    parser.add_argument("--minutes", type=float, default=6.0, help="of traffic before the first picture")
     parser.add_argument("--to", type=Path, default=ROOT / "docs", help="the folder of the pictures")
     parser.add_argument("--all", action="store_true", help="every page, for a look at them")
     arguments = parser.parse_args()

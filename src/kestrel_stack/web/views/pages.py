@@ -297,9 +297,8 @@ def queues() -> Response:
     page = min(max(1, _number("page", 1)), pages)
     opened = set(request.args.getlist("open"))
     shown = [_shown(row, chosen, opened) for row in rows[(page - 1) * per : page * per]]
-    sparks = _history(
-        lambda: site().store.spark([each.row.key for each in shown], SPARK_SECONDS, SPARK_POINTS), {}
-    )
+    drawn = [row.key for each in shown for row in (each.row, *(each.children if each.open else ()))]
+    sparks = _history(lambda: site().store.spark(drawn, SPARK_SECONDS, SPARK_POINTS), {})
     return _answer(
         "queues.html",
         view,
