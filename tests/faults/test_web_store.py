@@ -161,11 +161,11 @@ def test_a_damaged_file_is_moved_aside_by_name(web):
     web.terminate()
     file_of(web).write_bytes(b"not a database" * 1000)
     web.start()
+    over(web)
     (aside,) = [path for path in web.state.glob(f"{FILE}.damaged-*") if path.name[-1] == "Z"]
     assert aside.read_bytes() == b"not a database" * 1000
     assert aside.name in web.log and aside.name in web.get("/audit").data.decode()
     answers(web)
-    over(web)
 
 
 def test_a_second_one_on_the_same_folder_says_so_and_ends(web, broker, tmp_path):

@@ -23,6 +23,7 @@ MAX_DETAIL = 8192
 """Characters of an entry's details; longer values in them are shortened."""
 
 _MAX_TEXT = 500
+_MAX_ID = 2**63 - 1
 _PER_PRUNE = 1000
 _COLUMNS = "id, at, ended_at, who, address, role, action, target, servers, outcome, detail"
 
@@ -95,7 +96,7 @@ def find(
     where, values = ["1"], []
     if before_id is not None:
         where.append("id < ?")
-        values.append(before_id)
+        values.append(min(before_id, _MAX_ID))
     for name, value in filters.items():
         if name not in FILTERS:
             raise ValueError(f"{name!r} is no filter of the audit log; there are {', '.join(FILTERS)}")
@@ -120,7 +121,7 @@ def find(
             values.append(str(value))
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM audit WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?",  # noqa: S608
-        (*values, limit),
+        (*values, min(limit, _MAX_ID)),
     )
     return [
         AuditEntry(*row[:8], tuple(filter(None, row[8].split(","))), row[9], _decode(row[10])) for row in rows

@@ -94,8 +94,11 @@ class _Judge:
         elif server.reachable and not server.stale:
             down = _Seen(False)
         elif server.reachable or server.stale:
-            why = server.error or "it does not answer"
-            down = _Seen(True, f"{name} is down: {why}", since=server.since if not server.reachable else None)
+            # While it counts as reachable, its error is another one: of its admin port.
+            hangs = server.reachable or not server.error
+            since = server.polled_at if server.reachable else server.since
+            why = "it does not answer" if hangs else server.error
+            down = _Seen(True, f"{name} is down: {why}", since=since)
         else:
             # It failed, but its numbers are fresh yet: a restart is no alarm.
             down = _Seen(None)

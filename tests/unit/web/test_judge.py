@@ -169,8 +169,10 @@ class TestServers:
         assert (alert.text, alert.since) == ("b:1 is down: connection refused", START - 30)
 
     def test_one_that_hangs_is_down_as_soon_as_its_numbers_are_stale(self, watch):
-        hangs = replace(server("b:1", fresh=False), reachable=True, error=None)
+        hangs = replace(server("b:1", fresh=False), reachable=True, error="its admin port is closed")
         assert watch.see(servers=(hangs,)) == [("server_down", "b:1")]
+        (alert,) = watch.view.alerts
+        assert (alert.text, alert.since) == ("b:1 is down: it does not answer", hangs.polled_at)
 
     def test_a_restart_is_no_alarm(self, watch):
         restarting = server("b:1")

@@ -1,5 +1,6 @@
 """The store: what it keeps, for whom it waits, and what it does when its file cannot be used."""
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -62,6 +63,31 @@ class Locked:
     def __exit__(self, *_):
         self.connection.execute("ROLLBACK")
         self.connection.close()
+
+
+@contextlib.contextmanager
+def busy(kept, waiting=0):
+    """While this lasts the writer is at work, and some more wait for it."""
+    began, over = threading.Event(), threading.Event()
+
+    def work(_):
+        began.set()
+        over.wait(20)
+
+    threads = [
+        threading.Thread(target=kept.write, args=(work,), kwargs={"timeout": 20}) for _ in range(1 + waiting)
+    ]
+    try:
+        threads[0].start()
+        assert began.wait(20)
+        for thread in threads[1:]:
+            thread.start()
+        wait_until(lambda: len(kept._jobs) == waiting, "the others to wait")
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 class TestFiles:
@@ -182,6 +208,7 @@ class TestAudit:
             seen += [entry.id for entry in page]
             before = page[-1].id
         assert seen == ids[::-1]
+        assert len(kept.audit_list(10**30, 10**30)) == 23 and kept.audit_list(-(10**9), -1) == []
 
     @pytest.mark.parametrize(
         ("filters", "found"),
@@ -282,39 +309,18 @@ class TestTrouble:
         assert kept.get("late") is None
 
     def test_nobody_waits_for_a_writer_that_hangs(self, kept):
-        going_on = threading.Event()
-        stuck = threading.Thread(
-            target=kept.write, args=(lambda _: going_on.wait(10),), kwargs={"timeout": 10}
-        )
-        stuck.start()
-        try:
+        with busy(kept):
             with pytest.raises(StoreTrouble, match="could not be written"):
                 kept.write("DELETE FROM kv", timeout=0.01)
             kept.record(view(START, row("q", items=1)))
             kept.put("key", 1)
             assert kept.audit_list() == []
-        finally:
-            going_on.set()
-            stuck.join()
         begin(kept)
 
     def test_the_queue_of_what_is_to_be_written_is_bounded(self, kept, monkeypatch):
         monkeypatch.setattr(store, "MAX_JOBS", 2)
-        going_on = threading.Event()
-        threads = [
-            threading.Thread(target=kept.write, args=(lambda _: going_on.wait(10),), kwargs={"timeout": 10})
-            for _ in range(3)
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            wait_until(lambda: len(kept._jobs) == 2, "the queue to be full")
-            with pytest.raises(StoreTrouble, match="too much waits"):
-                begin(kept)
-        finally:
-            going_on.set()
-            for thread in threads:
-                thread.join()
+        with busy(kept, waiting=2), pytest.raises(StoreTrouble, match="too much waits"):
+            begin(kept)
 
     def test_an_error_of_the_one_who_writes_is_his_and_leaves_nothing(self, kept):
         def work(connection):
@@ -432,14 +438,10 @@ def test_the_history_has_its_share_of_the_disk_and_gives_back_the_rest(kept):
 
 
 def test_a_view_is_handed_over_without_waiting_and_only_the_last_ones_wait(kept):
-    going_on = threading.Event()
-    stuck = threading.Thread(target=kept.write, args=(lambda _: going_on.wait(10),), kwargs={"timeout": 10})
-    stuck.start()
-    for number in range(1000):
-        kept.record(view(START + number, row("q", items=number)))
-    assert len(kept._views) <= 4
-    going_on.set()
-    stuck.join()
+    with busy(kept):
+        for number in range(1000):
+            kept.record(view(START + number, row("q", items=number)))
+        assert [seen.at for seen in kept._views] == [START + 996 + number for number in range(4)]
 
 
 def test_sparks_are_of_every_queue_that_was_asked_for(kept):
