@@ -22,6 +22,7 @@ from kestrel_stack.web.actions import Actions
 from kestrel_stack.web.app import create_app
 from kestrel_stack.web.auth import Auth
 from kestrel_stack.web.config import Config
+from kestrel_stack.web.memory import few_arenas
 from kestrel_stack.web.poller import Poller
 from kestrel_stack.web.site import Site
 from kestrel_stack.web.store import Store, StoreError
@@ -78,6 +79,7 @@ def serve(config: Config) -> None:
             stopping.set()
             raise SystemExit
 
+    few_arenas()
     listening = listen(config.listen, config.port)
     site = build(config)
     try:
