@@ -100,6 +100,11 @@ def stages(*, long: bool) -> list[Stage]:
             [pytest("tests/contract", "tests/integration", "tests/faults", "-m", f"not docker{unlong}")],
         ),
         Stage(
+            "browser",
+            "pytest tests/browser: kestrel-web in a real browser",
+            [pytest("tests/browser", "-m", f"not docker{unlong}")],
+        ),
+        Stage(
             "docker",
             "pytest marked docker: the lab's containers",
             [pytest("-m", f"docker{unlong}")],
