@@ -23,7 +23,7 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,6 +118,8 @@ class Store:
         self._damaged = False
         self._restored = False
         self._generation = 0
+        self._reads = 0
+        self._replacing = False
         self._file: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
         self._readers = threading.local()
@@ -146,8 +148,10 @@ class Store:
             self._stopping = True
             self._condition.notify_all()
         self._thread.join(WAIT_S + 2 * WRITE_BUSY_S)
-        for reader in list(self._all_readers):
-            reader.close()
+        with self._condition:
+            unread = self._condition.wait_for(lambda: self._reads == 0, 1.0)
+        if unread:
+            self._close_readers()
         os.close(self._lock)
 
     def trouble(self) -> str | None:
@@ -332,13 +336,15 @@ class Store:
     def read(self, statement: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of a statement; raise `StoreTrouble` when they cannot be read in a moment."""
         try:
-            return self._reader().execute(statement, params).fetchall()
+            with self._reader() as connection:
+                return connection.execute(statement, params).fetchall()
         except (sqlite3.Error, OSError) as exc:
             raise StoreTrouble(self._read_failed(exc)) from exc
 
     def _reading(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
         try:
-            return work(self._reader())
+            with self._reader() as connection:
+                return work(connection)
         except (sqlite3.Error, OSError) as exc:
             self._read_failed(exc)
             return otherwise
@@ -352,15 +358,29 @@ class Store:
                 self._condition.notify_all()
         return text
 
-    def _reader(self) -> sqlite3.Connection:
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        """Lend this thread's connection; while it is lent the file stays where it is."""
+        with self._condition:
+            if self._stopping:
+                raise sqlite3.ProgrammingError("kestrel-web is stopping")
+            if self._replacing:
+                raise sqlite3.OperationalError("it is being replaced")
+            self._reads += 1
+        try:
+            yield self._own_connection()
+        finally:
+            with self._condition:
+                self._reads -= 1
+                self._condition.notify_all()
+
+    def _own_connection(self) -> sqlite3.Connection:
         found: _Reader | None = getattr(self._readers, "found", None)
         if found is not None and found.generation == self._generation:
             return found.connection
         if found is not None:
             found.close()
             del self._readers.found
-        if self._stopping:
-            raise sqlite3.ProgrammingError("kestrel-web is stopping")
         generation = self._generation
         connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode=rw",
@@ -402,6 +422,7 @@ class Store:
                     self._background(stopping)
             except Exception:
                 _log.exception("kestrel-web's store goes on after an error of its own")
+                self._next_try = self._monotonic() + RETRY_S
             if stopping and job is None:
                 self._disconnect()
                 return
@@ -411,9 +432,10 @@ class Store:
 
     def _until_due(self) -> float:
         """Return the seconds until something is to be written that nobody waits for."""
-        now = self._monotonic()
         wanted = bool(self._dirty or self._ends or self._recorder.pending or self._trouble or self._damaged)
-        return min(self._next_housekeeping, self._next_try if wanted else now + HOUSEKEEPING_S) - now
+        # Housekeeping that is overdue waits for the next try, too.
+        due = self._next_try if wanted else max(self._next_try, self._next_housekeeping)
+        return due - self._monotonic()
 
     def _run_job(self, job: _Job) -> None:
         try:
@@ -608,14 +630,26 @@ class Store:
             return
         self._disconnect()
         try:
+            # Who reads while the files are renamed would have one file and the other's log.
+            with self._condition:
+                self._replacing = True
+                if not self._condition.wait_for(lambda: self._reads == 0, WAIT_S):
+                    raise sqlite3.OperationalError("it is damaged, and still being read")
+            self._close_readers()
             self._connection = self._replace(reason)
+            self._file = _identity(self.path)
+            self._recorder.forget()
+            self._generation += 1
         except (sqlite3.Error, StoreError, OSError) as exc:
             self._fail(exc)
+            self._damaged = True
             self._next_try = self._monotonic() + RETRY_S
-            return
-        self._file = _identity(self.path)
-        self._recorder.forget()
-        self._generation += 1
+        finally:
+            self._replacing = False
+
+    def _close_readers(self) -> None:
+        for reader in list(self._all_readers):
+            reader.close()
 
     def _replace(self, reason: str) -> sqlite3.Connection:
         """Move the damaged file aside and make a new one with all that can be read of it."""
@@ -714,7 +748,7 @@ def _salvage(aside: Path, connection: sqlite3.Connection) -> dict[str, int]:
     for table in tables:
         # From both ends: what is behind a damaged page is reached from the other side.
         for order in ("", " ORDER BY 1 DESC"):
-            with contextlib.suppress(sqlite3.Error), contextlib.closing(_other(aside)) as old:
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(_other(aside, WAIT_S)) as old:
                 rows = old.execute(f"SELECT * FROM {table}{order}")  # noqa: S608
                 names = [column[0] for column in rows.description]
                 marks = ", ".join("?" * len(names))
@@ -729,8 +763,8 @@ def _salvage(aside: Path, connection: sqlite3.Connection) -> dict[str, int]:
     return saved
 
 
-def _other(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=READ_BUSY_S)
+def _other(path: Path, timeout: float = 0.0) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout or READ_BUSY_S)
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -435,6 +436,50 @@ def test_the_history_has_its_share_of_the_disk_and_gives_back_the_rest(kept):
     assert kept.audit_list()[0].id == entry
     (last,) = [sample.items for sample in kept.history("q7", at - 20, at, 1)][-1:]
     assert last is not None
+
+
+class TestTries:
+    """A writer that cannot write tries again after a while, and is asleep until then."""
+
+    @pytest.fixture
+    def tries(self, kept, monkeypatch):
+        """Make the next try one that is long in coming, and count what the writer does meanwhile."""
+        monkeypatch.setattr(store, "RETRY_S", 1000.0)
+        rounds = []
+        background = kept._background
+        monkeypatch.setattr(kept, "_background", lambda stopping: (rounds.append(1), background(stopping)))
+        return rounds
+
+    def hold(self, kept, tries):
+        """Have one try made, with housekeeping overdue; then a handful of reasons to look again."""
+        with kept._condition:
+            kept._next_housekeeping = 0.0
+            kept._condition.notify_all()
+        wait_until(lambda: tries and kept._next_try > kept._monotonic(), "a try that fails")
+        for number in range(5):
+            kept.put("alerts", number)
+        assert kept._until_due() > 900
+        assert len(tries) < 20
+
+    def test_when_the_folder_is_gone(self, kept, tries):
+        shutil.rmtree(kept.folder)
+        self.hold(kept, tries)
+        assert "cannot be used" in kept.trouble()
+
+    def test_when_the_file_is_locked(self, kept, tries):
+        with Locked(kept):
+            self.hold(kept, tries)
+        assert "locked" in kept.trouble()
+
+    def test_when_it_has_an_error_of_its_own(self, kept, tries, monkeypatch):
+        monkeypatch.setattr(kept, "_ready", lambda: {}["a mistake"])
+        self.hold(kept, tries)
+
+    def test_what_somebody_waits_for_is_tried_at_once(self, kept, tries):
+        with Locked(kept):
+            self.hold(kept, tries)
+        assert begin(kept) and kept.trouble() is None
+        assert kept._until_due() > 900, "housekeeping is not tried by that"
 
 
 def test_a_view_is_handed_over_without_waiting_and_only_the_last_ones_wait(kept):
