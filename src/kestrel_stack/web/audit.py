@@ -96,7 +96,7 @@ def find(
     where, values = ["1"], []
     if before_id is not None:
         where.append("id < ?")
-        values.append(min(before_id, _MAX_ID))
+        values.append(max(0, min(before_id, _MAX_ID)))
     for name, value in filters.items():
         if name not in FILTERS:
             raise ValueError(f"{name!r} is no filter of the audit log; there are {', '.join(FILTERS)}")

@@ -636,10 +636,10 @@ class Store:
                 if not self._condition.wait_for(lambda: self._reads == 0, WAIT_S):
                     raise sqlite3.OperationalError("it is damaged, and still being read")
             self._close_readers()
+            self._generation += 1
             self._connection = self._replace(reason)
             self._file = _identity(self.path)
             self._recorder.forget()
-            self._generation += 1
         except (sqlite3.Error, StoreError, OSError) as exc:
             self._fail(exc)
             self._damaged = True
