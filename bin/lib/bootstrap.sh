@@ -10,6 +10,9 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 venv=${KESTREL_STACK_VENV:-$root/.venv}
 lock=$root/requirements/controller.txt
+# In an environment that a bin/* has made or begun to make; in one that is whole.
+made=.kestrel-stack-made
+stamp=.kestrel-stack-stamp
 program=bin/${0##*/}
 yes=0
 suite=bookworm
@@ -97,7 +100,15 @@ stamp_wanted() {
     printf '1 %s %s\n' "$(sha256sum <"$lock" | cut -d' ' -f1)" \
         "$("$python" -c 'import platform, sys; print(platform.python_version(), sys.base_prefix)')"
 }
-venv_ready() { [[ -x $venv/bin/python && $(cat "$venv/.kestrel-stack-stamp" 2>/dev/null) == "$(stamp_wanted)" ]]; }
+venv_ready() { [[ -x $venv/bin/python && $(cat "$venv/$stamp" 2>/dev/null) == "$(stamp_wanted)" ]]; }
+
+# What is to become the virtual environment is emptied first, and so must be ours, or empty.
+check_venv() {
+    local what='is not a virtual environment and is not empty'
+    [[ -e $venv/$made || -e $venv/$stamp || -z $(ls -A "$venv" 2>/dev/null) ]] && return 0
+    [[ -e $venv/pyvenv.cfg ]] && what='is a virtual environment that no bin/* of a checkout has made'
+    fail "$venv $what: move it away, or set KESTREL_STACK_VENV to another folder"
+}
 
 # Really makes one, since Debian's python3 has the module but not what it needs.
 venv_works() {
@@ -114,6 +125,7 @@ venv_works() {
 check_needs() {
     local with_engine=$1 found
     packages=()
+    check_venv
     if ! python=$(find_python); then
         if has python3; then
             found=$(python3 -c 'import platform; print(platform.python_version())' 2>/dev/null || echo "that does not run")
@@ -236,20 +248,19 @@ apt_install() {
 }
 
 make_venv() {
-    local old=''
-    [[ ! -e $venv ]] || old=1
-    if [[ -n $old && ! -e $venv/pyvenv.cfg && -n $(ls -A "$venv" 2>/dev/null) ]]; then
-        echo "$venv is not a virtual environment and is not empty: move it away, or set KESTREL_STACK_VENV"
-        return 1
-    fi
-    rm -rf "$venv" &&
-        "$python" -m venv "$venv" &&
+    local entry
+    # The mark first, and it stays: whatever interrupts us, the next run knows that this folder is its own.
+    mkdir -p "$venv" && : >"$venv/$made" && rm -f "$venv/$stamp" || return 1
+    for entry in "$venv"/* "$venv"/.[!.]*; do
+        [[ $entry == "$venv/$made" ]] || rm -rf "$entry" || return 1
+    done
+    "$python" -m venv "$venv" &&
         "$venv/bin/python" -m pip install --disable-pip-version-check --require-hashes --no-deps -r "$lock" || return 1
     if [[ -z ${KESTREL_STACK_VENV:-} ]]; then
         # A shared environment belongs to no checkout; there PYTHONPATH alone names the source.
         "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps --no-build-isolation --quiet -e "$root" || return 1
     fi
-    stamp_wanted >"$venv/.kestrel-stack-stamp.new" && mv "$venv/.kestrel-stack-stamp.new" "$venv/.kestrel-stack-stamp"
+    stamp_wanted >"$venv/$stamp.new" && mv "$venv/$stamp.new" "$venv/$stamp"
 }
 
 # bootstrap WITH_ENGINE: after it, `$venv/bin` is on PATH and Python takes over. One at a time per environment.

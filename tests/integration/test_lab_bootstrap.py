@@ -377,6 +377,62 @@ def test_a_folder_that_is_no_environment_is_never_removed(machine: Machine) -> N
     assert (precious / "thesis").exists()
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_an_environment_that_somebody_else_made_is_never_removed(machine: Machine, elsewhere: bool) -> None:
+    folder = machine.checkout.parent / "theirs" if elsewhere else machine.checkout / ".venv"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "pyvenv.cfg").write_text("home = /usr\n")
+    (folder / "bin" / "python").touch(mode=0o755)
+    machine.lacks("git")
+    more = {"KESTREL_STACK_VENV": str(folder)} if elsewhere else {}
+    done = machine.run("bin/up", "--yes", **more)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"bin/up: {folder} is a virtual environment that no bin/* of a checkout has made: "
+        "move it away, or set KESTREL_STACK_VENV to another folder\n"
+    )
+    assert machine.called("apt-get install") == []
+    assert sorted(path.name for path in folder.iterdir()) == ["bin", "pyvenv.cfg"]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("moment", ["-m venv ", "-m pip "])
+def test_one_that_was_interrupted_at_any_moment_is_made_anew(
+    machine: Machine, moment: str, elsewhere: bool
+) -> None:
+    folder = machine.checkout.parent / "ours" if elsewhere else machine.checkout / ".venv"
+    more = {"KESTREL_STACK_VENV": str(folder)} if elsewhere else {}
+    works = "" if moment == "-m pip " else f'case "$*" in "-m venv {folder}") exit 1 ;; esac\n'
+    for _ in range(2):
+        # The second time there is something that is half-made.
+        machine.has("python3", works + WORKING_PYTHON)
+        assert machine.run("bin/up", PIP_DOES="exit 1", **more).returncode == 1
+        assert not (folder / ".kestrel-stack-stamp").exists()
+        (folder / "left-over").touch()
+        (folder / ".left-over").touch()
+    machine.has("python3", WORKING_PYTHON)
+    assert machine.run("bin/up", **more).returncode == 0
+    assert not list(folder.glob("*left-over"))
+    assert (folder / ".kestrel-stack-stamp").exists()
+
+
+def test_one_that_is_being_made_anew_is_not_believed_when_the_lock_is_the_old_one_again(
+    machine: Machine,
+) -> None:
+    machine.run("bin/up")
+    lock = machine.checkout / "requirements" / "controller.txt"
+    before = lock.read_text()
+    lock.write_text("# another\n")
+    machine.has("rm", f'exec {shutil.which("rm")} -f "${{@: -1}}" 2>/dev/null')
+    assert machine.run("bin/up").returncode == 1, "an rm that removes no folder"
+    machine.lacks("rm")
+    (machine.path / "rm").symlink_to(str(shutil.which("rm")))
+    lock.write_text(before)
+    made = len(machine.called("python3 -m venv"))
+    assert machine.run("bin/up").returncode == 0
+    assert len(machine.called("python3 -m venv")) > made
+
+
 def test_two_at_once_make_one_environment(machine: Machine) -> None:
     gate = machine.checkout.parent / "gate"
     pip_does = f"touch {gate}.entered; while [[ ! -e {gate} ]]; do sleep 0.05; done"
