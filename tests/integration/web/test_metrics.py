@@ -91,6 +91,31 @@ def test_openmetrics_for_who_asks_for_it(site):
     assert {"kestrel_queue_items", "kestrel_queue_items_added_total"} <= samples
 
 
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+    "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,"
+    "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "type_"),
+    [
+        (PROMETHEUS, "application/openmetrics-text; version=1.0.0"),
+        ("text/plain;version=0.0.4", "text/plain; version=0.0.4"),
+        ("application/openmetrics-text;version=newest", "text/plain; version=0.0.4"),
+        ("text/plain;version=", "text/plain; version=0.0.4"),
+        (";;,=", "text/plain; version=0.0.4"),
+    ],
+)
+def test_whatever_is_accepted_there_is_an_answer(parts, accept, type_):
+    answer = create_app(parts).test_client().get("/metrics", headers={"Accept": accept})
+    assert answer.status_code == 200
+    assert answer.content_type.startswith(type_)
+    assert b"kestrel_up{" in answer.data
+    assert answer.data.endswith(b"# EOF\n") == ("openmetrics" in type_)
+
+
 def test_a_server_that_goes_and_comes_back_with_its_counters_at_0(site):
     a, b = site.brokers
     assert of(scrape(site), "kestrel_set_commands_total", server=b.address) == 6

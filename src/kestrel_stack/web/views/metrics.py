@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 from flask import Blueprint, Response, request
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 import kestrel_stack
 from kestrel_stack.web import parameters
 from kestrel_stack.web.auth import role
-from kestrel_stack.web.exposition import Families, Moment, text
+from kestrel_stack.web.exposition import Families, Moment
 from kestrel_stack.web.filters import Filter
 from kestrel_stack.web.site import Site, site
 
@@ -27,14 +29,19 @@ def metrics() -> Response:
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     registry.register(Families(_moment(site(), filter_)))
-    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-    # Anything but OpenMetrics is the plain text format.
-    body = encode(registry) if content_type.startswith("application/openmetrics-text") else text(registry)
-    if content_type.startswith("text/plain"):
-        content_type = CONTENT_TYPE_PLAIN_0_0_4
-    answer = Response(body, content_type=content_type)
+    encode, content_type = _encoder(request.headers.get("Accept", ""))
+    answer = Response(encode(registry), content_type=content_type)
     answer.headers["Cache-Control"] = "no-store"
     return answer
+
+
+def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """Return how to write for who accepts this; text where the header makes no sense."""
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):
+        # It compares the parts of a version as they come.
+        return choose_encoder("")
 
 
 def _moment(parts: Site, filter_: Filter | None) -> Moment:
