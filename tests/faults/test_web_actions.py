@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 
 import pytest
 
@@ -158,9 +159,11 @@ class TestCut:
         made = [park((broker, other)[number % 2]) for number in range(2000)]
         task = desk.actions.do("requeue", "shop_mail", {"all": True}, ADA)
         wait_until(lambda: desk.actions.tasks.get(task.id).done > 10, "some to be moved")
-        assert desk.actions.tasks.stop(task.id)
+        assert desk.actions.tasks.stop(task.id, "bob")
         task = desk.over(task)
         assert task.state == "stopped"
+        assert task.text.endswith("parked jobs put back. Stopped by bob.")
+        assert desk.audit().detail["text"] == task.text
         assert task.results[-1].outcome == "stopped"
         assert desk.audit().outcome == "cut"
         moved = sum(one.stats("shop_mail").get("items", 0) for one in (broker, other))
@@ -214,7 +217,7 @@ class TestHangs:
             # The next one is told before it begins.
             plan = desk.actions.plan("flush", "plain", {})
             assert [bool(place.error) for place in plan.places] == [True, False]
-            task = desk.do("flush", "plain")
+            task = desk.over(desk.actions.run(plan, ADA))
             assert outcomes(task) == {broker.address: "not reached", other.address: "done"}
             assert desk.audit().outcome == "failed"
         assert broker.stats("plain")["items"] == 3
@@ -278,7 +281,7 @@ class TestHangs:
 
 
 class TestAudit:
-    def test_nothing_is_done_while_the_audit_log_cannot_be_written(self, desk, broker):
+    def test_nothing_is_done_while_the_audit_log_cannot_be_written(self, desk, broker, monkeypatch):
         fill(broker, "plain", 3)
         park(broker)
         path = desk.config.state / "kestrel-web.sqlite3"
@@ -296,8 +299,10 @@ class TestAudit:
             ("requeue", "shop_mail", {"all": True}),
             ("status", broker.address, {"status": "readonly"}),
         ]
-        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        with closing(sqlite3.connect(path, isolation_level=None)) as database, monkeypatch.context() as patch:
             database.execute("BEGIN EXCLUSIVE")
+            # It never can be written here, however long one waits.
+            patch.setattr(desk.store, "write", partial(desk.store.write, timeout=0.2))
             threads = [threading.Thread(target=attempt, args=each) for each in wanted]
             for thread in threads:
                 thread.start()
@@ -307,6 +312,7 @@ class TestAudit:
         refusal = "Nothing was done, because the audit log cannot be written; see kestrel-web's log."
         assert said == {action: (503, refusal) for action, _, _ in wanted}
         assert not any(desk.actions.busy(target) for _, target, _ in wanted)
+        assert desk.store.audit_list() == []
         assert broker.stats("plain")["items"] == 3
         assert broker.stats("shop_mail_errors")["items"] == 1
         assert broker.raw(b"status\r\n") == b"UP\r\n"

@@ -19,10 +19,22 @@ from typing import TYPE_CHECKING, Any
 from kestrel_stack.web import requeue
 from kestrel_stack.web.perform import perform
 from kestrel_stack.web.planner import Bulk, Planner
-from kestrel_stack.web.plans import DESTRUCTIVE, ActionRefused, Plan, choice, has_changed
+from kestrel_stack.web.plans import DESTRUCTIVE, ActionRefused, Plan, choice, has_changed, show
 from kestrel_stack.web.requeue import Look
 from kestrel_stack.web.server_client import Present
-from kestrel_stack.web.tasks import DONE, FAILED, PART, STOPPED, Busy, Outcome, Result, Task, Tasks, Work
+from kestrel_stack.web.tasks import (
+    BROKE,
+    DONE,
+    FAILED,
+    PART,
+    STOPPED,
+    Busy,
+    Outcome,
+    Result,
+    Task,
+    Tasks,
+    Work,
+)
 from kestrel_stack.web.turns import Forms, Hold, Holds
 
 if TYPE_CHECKING:
@@ -119,7 +131,7 @@ class Actions(Planner):
 
             def work_on(work: Work) -> Outcome:
                 try:
-                    return self._account(entry, plan, lambda: self._perform(plan, work))
+                    return self._account(entry, plan, lambda: _stopped(self._perform(plan, work), work))
                 finally:
                     release()
                     self._show(plan.addresses)
@@ -189,7 +201,8 @@ class Actions(Planner):
         else:
             state = DONE if kinds <= {"done"} else PART if "done" in kinds else FAILED
         done = len({result.target for result in results if result.outcome == "done"})
-        return Outcome(tuple(results), f"{bulk.action}: {done} of {len(bulk.plans)} queues.", state)
+        said = f"{bulk.action.capitalize()}: {done:,} of {bulk.name}."
+        return _stopped(Outcome(tuple(results), said, state), work)
 
     def _one_of_bulk(
         self, planned: Plan, who: Identity, address: str, seen: int | None, work: Work
@@ -207,7 +220,8 @@ class Actions(Planner):
         try:
             entry = self._begin(plan, who, address)
             # Progress of a bulk task is in queues, so what one queue says of itself stays within.
-            outcome = self._account(entry, plan, lambda: self._perform(plan, _Quiet(work)))
+            quiet = _Quiet(work)
+            outcome = self._account(entry, plan, lambda: _stopped(self._perform(plan, quiet), work))
         except ActionRefused as exc:
             return [Result("", "refused", str(exc), target=target)]
         finally:
@@ -230,12 +244,9 @@ class Actions(Planner):
 
         It takes each of them in hand for a moment, so it is not for a read-only site, nor for a viewer.
         """
-        if self.config.read_only:
-            raise ActionRefused(403, self.why_not("requeue") or "")
-        if who is None or not who.may("operator"):
-            raise ActionRefused(
-                403, "A look takes the parked jobs in hand for a moment: it needs the role operator."
-            )
+        if (reason := self.why_no_look(who)) is not None:
+            raise ActionRefused(403, reason)
+        assert who is not None
         plan = self.plan_look(target)
         if plan.problem is not None:
             raise ActionRefused(409, plan.problem)
@@ -259,6 +270,14 @@ class Actions(Planner):
             while len(self._looks) > LOOKS:
                 self._looks.popitem(last=False)
         return found
+
+    def why_no_look(self, who: Identity | None) -> str | None:
+        """Return in one line why somebody may not look at parked jobs; None: they may."""
+        if self.config.read_only:
+            return self.why_not("requeue")
+        if who is None or not who.may("operator"):
+            return "A look takes the parked jobs in hand for a moment: it needs the role operator."
+        return None
 
     # The rest of the process
 
@@ -284,19 +303,22 @@ class Actions(Planner):
         return who
 
     def _check_again(self, plan: Plan) -> None:
-        now = {place.address: place.present for place in self._again(plan).places}
-        before = [place for place in plan.places if place.chosen and place.present]
-        moves = plan.action == "drop"
+        before = {place.address: place.present for place in plan.places if place.chosen and place.present}
+        drops = plan.action == "drop"
+        counted = requeue.errors_of(plan.target) if drops else plan.target
+        # Not those that did not answer a moment ago: they are left out, and would be waited for.
+        found, _ = self._ask([counted], map(self._server, before))
 
-        def count(present: Present | None) -> int:
-            assert present is not None
-            return present.items + (present.open_transactions if moves else 0)
+        def count(present: Present) -> int:
+            return present.items + (present.open_transactions if drops else 0)
 
+        if found and not any(here[counted].exists or here[counted].alias for here in found.values()):
+            raise ActionRefused(409, f"Nothing was done: {show(counted)} is not there any more.")
         # A server that has just stopped answering is not one whose queue is empty.
-        self._check_seen(
-            sum(count(place.present) for place in before),
-            sum(count(now.get(place.address) or place.present) for place in before),
-        )
+        now = {
+            address: found[address][counted] if address in found else before[address] for address in before
+        }
+        self._check_seen(sum(map(count, before.values())), sum(map(count, now.values())))
 
     def _again(self, plan: Plan) -> Plan:
         """Return the same plan with the numbers of now; its options were checked already."""
@@ -320,9 +342,12 @@ class Actions(Planner):
             yield
         except ActionRefused as exc:
             name, role = (who.name, who.role) if who else ("", "")
+            if exc.status == 503:
+                # It is the audit log that cannot be written: nobody waits for that twice.
+                raise
             with contextlib.suppress(Exception):
                 entry = self._store.audit_begin(
-                    name, address, role, action, target[:300], [], {"reason": str(exc)}
+                    name, address, role, action[:40], target[:300], [], {"reason": str(exc)}
                 )
                 self._store.audit_end(entry, "refused", {"reason": str(exc)})
             raise
@@ -361,9 +386,8 @@ class Actions(Planner):
             outcome = perform()
         except Exception:
             log.exception("the action %s failed", plan.action)
-            said = "kestrel-web itself failed in the middle of this; its log says why. Look at the servers."
             outcome = Outcome(
-                tuple(Result(server, "failed", said) for server in plan.addresses), said, FAILED
+                tuple(Result(server, "failed", BROKE) for server in plan.addresses), BROKE, FAILED
             )
         ends = {DONE: "done", STOPPED: "cut"}.get(outcome.state, "failed")
         detail = {
@@ -416,6 +440,13 @@ class _Quiet(Work):
 
     def says(self, **changes: Any) -> None:
         """Say nothing."""
+
+
+def _stopped(outcome: Outcome, work: Work) -> Outcome:
+    """Say who stopped it, if somebody did."""
+    if outcome.state != STOPPED or not work.stopped_by:
+        return outcome
+    return replace(outcome, text=f"{outcome.text} Stopped by {work.stopped_by}.")
 
 
 def _nothing() -> None:

@@ -20,6 +20,7 @@ from kestrel_stack.web.plans import (
     Place,
     Plan,
     check_options,
+    choice,
 )
 from kestrel_stack.web.requeue import CannotPark
 from kestrel_stack.web.server_client import Present, ServerClient, ServerError
@@ -33,11 +34,9 @@ BULK_QUEUES = 500
 """So many queues go at a time."""
 
 NOTES: dict[str, tuple[str, ...]] = {
-    "flush": (
-        "All items of the queue are removed for ever. Kestrel cannot remove single items from the middle.",
-    ),
+    "flush": ("A flush removes all items for ever. Kestrel cannot remove single items from the middle.",),
     "flush_expired": ("Items whose time is over are removed; others stay.",),
-    "delete": ("The queue and all its items are removed for ever, its numbers as well.",),
+    "delete": ("A delete removes a queue with all its items for ever, and its numbers as well.",),
     "requeue": (
         "Each job is written to its queue before it is taken out of the error queue: a cut loses nothing and "
         "doubles at most the one under way. Jobs begin with a first attempt and all retries. Of more than "
@@ -62,6 +61,13 @@ class Bulk:
     """What must be typed, such as ``12 queues``."""
     errors: Mapping[str, str]
     """Servers that did not answer, and why."""
+
+    @property
+    def servers(self) -> Mapping[str, int]:
+        """Return on how many servers it would be done, by queue."""
+        return {
+            plan.target: sum(place.chosen and not place.error for place in plan.places) for plan in self.plans
+        }
 
 
 class Planner:
@@ -139,7 +145,9 @@ class Planner:
                 refused.append((key, plan.problem))
         count = sum(plan.count for plan in plans)
         typed = action in DESTRUCTIVE and count >= self.config.confirm_typed_from
-        return Bulk(action, tuple(plans), tuple(refused), count, typed, f"{len(plans)} queues", errors)
+        return Bulk(
+            action, tuple(plans), tuple(refused), count, typed, number(len(plans), "queue", "queues"), errors
+        )
 
     def plan_look(self, target: str) -> Plan:
         """Return what is parked for a queue at this moment."""
@@ -165,8 +173,10 @@ class Planner:
             if place.present and place.present.exists
         }
 
-    def total(self, plan: Plan) -> int:
-        """Return how many items an action will be through with at its end."""
+    def total(self, plan: Plan) -> int | None:
+        """Return how many parked jobs an action will have moved at its end; None: only then that is known."""
+        if choice(plan.options):
+            return None
         limit = plan.options.get("count")
         return plan.count if limit is None else min(limit, plan.count)
 
@@ -204,8 +214,11 @@ class Planner:
                 asked.append(requeue.errors_of(key))
         return asked
 
-    def _ask(self, wanted: list[str]) -> tuple[dict[str, dict[str, Present]], dict[str, str]]:
-        """Ask every server for the numbers of some queues; return them by server, and what went wrong."""
+    def _ask(
+        self, wanted: list[str], servers: Iterable[Server] | None = None
+    ) -> tuple[dict[str, dict[str, Present]], dict[str, str]]:
+        """Ask servers, or all, for some queues' numbers; return these by server, and what went wrong."""
+        asked = self.config.servers if servers is None else tuple(servers)
 
         def ask(server: Server) -> dict[str, Present] | ServerError:
             try:
@@ -216,7 +229,7 @@ class Planner:
 
         found: dict[str, dict[str, Present]] = {}
         errors: dict[str, str] = {}
-        for server, said in zip(self.config.servers, at_once(ask, self.config.servers), strict=True):
+        for server, said in zip(asked, at_once(ask, asked), strict=True):
             if isinstance(said, ServerError):
                 errors[str(server)] = (
                     str(said)

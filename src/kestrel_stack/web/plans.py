@@ -56,7 +56,8 @@ class ActionRefused(Exception):  # noqa: N818 - it names what is the matter
     """An action that was not begun; nothing was changed. The message is one line.
 
     `status` is the HTTP status: 400 a wrong option, 403 not allowed, 404 no such target, 409 not now (the
-    numbers have changed, somebody else is at it, the name was not typed), 503 the audit log or the servers.
+    numbers have changed, somebody else is at it, the name was not typed), 503 the audit log cannot
+    be written.
     """
 
     def __init__(self, status: int, message: str):
@@ -144,7 +145,12 @@ def check_options(
 ) -> dict[str, Any]:
     """Return the options of an action, checked; raise `ActionRefused` (400) naming the wrong one."""
     known = _OPTIONS[action] if ":" not in target else tuple(set(_OPTIONS[action]) - {"servers"})
-    given = {name: value for name, value in options.items() if value not in (None, "", [], ())}
+    # Blanks mean nothing, too: as a part of a reason they would mean every parked job.
+    given = {
+        name: value
+        for name, value in options.items()
+        if value not in (None, "", [], ()) and not (name in _CHOICE and str(value).isspace())
+    }
     unknown = sorted(set(given) - set(known))
     if unknown:
         listed = ", ".join(sorted(known)) or "none"

@@ -141,6 +141,7 @@ def act(
     `before` is how much of the task was done already when this is a part of it.
     """
     what = "dropped" if drop else "put back"
+    some = bool(meant)
     results: list[Result] = []
     total = 0
 
@@ -153,7 +154,7 @@ def act(
     try:
         for part in _parts(place.source):
             server = str(part.servers[0])
-            done = left = 0
+            done = left = seen = 0
             if work.stop.is_set():
                 results.append(Result(server, "stopped", "Stopped before this server was asked.", 0))
                 continue
@@ -166,13 +167,15 @@ def act(
                 while (limit is None or total < limit) and not work.stop.is_set():
                     if (found := next(items, None)) is None:
                         break
+                    seen += 1
                     if meant.matches(found):
                         if back(found):
                             done += 1
                             total += 1
                         else:
                             left += 1
-                        work.says(done=before + total, text=f"{server}: {done} {what}")
+                    looked = f"{seen:,} looked at, " if some else ""
+                    work.says(done=before + total, text=f"{server}: {looked}{done:,} {what}")
             except QueueError as exc:
                 problem = str(exc)
             finally:
@@ -188,13 +191,13 @@ def _result(server: str, what: str, done: int, left: int, problem: str | None, w
     stay = f" {left} in the error queue are no parked records; they stay." if left else ""
     if problem is not None:
         outcome = "not reached" if not done and "not reachable" in problem and server in problem else "failed"
-        said = f"{done} {what}, then: {problem} The others are still parked.{stay}"
+        said = f"{done:,} {what}, then: {problem} The others are still parked.{stay}"
         return Result(server, outcome, said, done)
     if work.stop.is_set():
         return Result(
-            server, "stopped", f"{done} {what}, then stopped. The others are still parked.{stay}", done
+            server, "stopped", f"{done:,} {what}, then stopped. The others are still parked.{stay}", done
         )
-    return Result(server, "failed" if left else "done", f"{done} {what}.{stay}", done)
+    return Result(server, "failed" if left else "done", f"{done:,} {what}.{stay}", done)
 
 
 def _outcome(results: list[Result], what: str, total: int) -> Outcome:

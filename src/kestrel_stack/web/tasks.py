@@ -5,6 +5,7 @@ It lives in this process only; what must outlast it is in the audit log.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -18,7 +19,12 @@ KEEP = 500
 AT_ONCE = 4
 """Tasks that run at a time: each keeps connections to the servers busy."""
 
+log = logging.getLogger("kestrel-web")
+
 RUNNING, DONE, PART, FAILED, STOPPED = "running", "done", "part", "failed", "stopped"
+
+
+BROKE = "kestrel-web itself failed in the middle of this; its log says why. Look at the servers."
 
 
 class Busy(Exception):  # noqa: N818 - it names what is the matter
@@ -111,6 +117,8 @@ class Work:
     def __init__(self, tasks: Tasks, task: str):
         self.id = task
         self.stop = threading.Event()
+        self.stopped_by = ""
+        """Who told it to stop."""
         self._tasks = tasks
 
     def says(self, **changes: Any) -> None:
@@ -156,14 +164,18 @@ class Tasks:
     def start(
         self, action: str, target: str, who: str, total: int | None, run: Callable[[Work], Outcome]
     ) -> Task:
-        """Begin `run` in a thread of its own; raise `Busy` when too many run. `run` must not raise."""
+        """Begin `run` in a thread of its own; raise `Busy` when too many run, or no thread can begin."""
         task = Task(
             *(secrets.token_urlsafe(12), action, target, who, self._clock()), total=total, can_stop=True
         )
         work = Work(self, task.id)
 
         def body() -> None:
-            outcome = run(work)
+            try:
+                outcome = run(work)
+            except Exception:
+                log.exception("the task %s %s failed", action, target)
+                outcome = Outcome((), BROKE, FAILED)
             self._change(
                 task.id,
                 ended=self._clock(),
@@ -182,15 +194,22 @@ class Tasks:
                 raise Busy(f"{AT_ONCE} tasks run already; wait for one of them, or stop one.")
             self._keep(task)
             self._works[task.id], self._threads[task.id] = work, thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            with self._lock:
+                for known in (self._all, self._works, self._threads):
+                    known.pop(task.id, None)
+            raise Busy(f"This machine has no room for another task: {exc}.") from None
         return task
 
-    def stop(self, task: str) -> bool:
+    def stop(self, task: str, who: str = "") -> bool:
         """Tell a task to stop after the item in hand; say whether it was running."""
         with self._lock:
             work = self._works.get(task)
         if work is None:
             return False
+        work.stopped_by = work.stopped_by or who
         work.stop.set()
         work.says(stopping=True)
         return True
@@ -200,7 +219,7 @@ class Tasks:
         with self._lock:
             works, threads = list(self._works), list(self._threads.values())
         for task in works:
-            self.stop(task)
+            self.stop(task, "kestrel-web, which ends")
         deadline = time.monotonic() + seconds
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -9,9 +9,15 @@ import pytest
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord
 from kestrel_stack.queue.servers import Server
 from kestrel_stack.web import keys, peek
+from kestrel_stack.web.alerts import Alerting
+from kestrel_stack.web.app import create_app
+from kestrel_stack.web.auth import Auth
+from kestrel_stack.web.config import ACTIONS
 from kestrel_stack.web.plans import ActionRefused
 from kestrel_stack.web.server_client import NotDone, ServerClient
-from support.broker import BrokerProcess, wait_until
+from kestrel_stack.web.site import Site
+from kestrel_stack.web.tasks import Outcome
+from support.broker import DEADLINE_S, BrokerProcess, wait_until
 from support.kestrel_web import KestrelWeb, servers
 from support.web_actions import ADA, EVE, Desk, fill, outcomes, park, shop
 from support.web_forms import form, forms, submit
@@ -414,6 +420,17 @@ class TestRequeue:
         assert ready(brokers) == [other]
         assert "Nothing is parked" in refused(409, desk.do, "requeue", "shop_mail", all=True)
 
+    def test_how_many_those_are_is_not_known_before(self, desk, brokers):
+        for number in range(6):
+            park(brokers[0], tenant=f"t{number % 2}")
+        said = []
+        before = desk.actions.tasks._change
+        desk.actions.tasks._change = lambda task, **changes: (said.append(changes), before(task, **changes))
+        task = desk.do("requeue", "shop_mail", tenant="t1")
+        assert (task.total, task.done) == (None, 3)
+        assert said[-2]["text"] == f"{brokers[0].address}: 6 looked at, 3 put back"
+        assert desk.do("requeue", "shop_mail", count=2).total == 2
+
     def test_so_many_and_no_more(self, desk, brokers):
         for number in range(6):
             park(brokers[number % 2])
@@ -739,10 +756,86 @@ class TestPages:
         assert ann.get(f"/servers/{brokers[0].address}/do/shutdown").status == 403
         assert ann.get("/servers/127.0.0.1:1/do/reload").status == 404
 
+    def test_one_queue_by_its_box_is_one_queue(self, brokers, ann):
+        fill(brokers[0], "plain", 1)
+        page = ann.get("/bulk/flush?key=plain")
+        assert "1 item in 1 queue at this moment" in text_of(page)
+        location = submit(ann, form(page.data.decode(), "/bulk/flush")).headers["Location"]
+        location = location.removeprefix("/kestrel")
+        wait_until(lambda: "Flush: 1 of 1 queue." in text_of(ann.get(location)), "the task to end")
+        assert '<th scope="row"><a href="/kestrel/queues/plain">' in ann.get(location).data.decode()
+
+    def test_numbers_to_decide_by_are_exact(self, brokers, ann):
+        fill(brokers[0], "plain", 1234)
+        assert f"{brokers[0].address} 1,234 0 0" in text_of(ann.get("/queues/plain/do/flush"))
+
+    def test_blanks_drop_nothing(self, brokers, ann):
+        park(brokers[0])
+        sent = form(ann.get("/queues/shop_mail/do/drop").data.decode(), "/do/drop")
+        answer = submit(ann, sent, all="", reason="   ", confirm="shop_mail")
+        assert answer.status == 400
+        assert "Say which parked jobs to drop" in text_of(answer)
+        assert brokers[0].stats("shop_mail_errors")["items"] == 1
+
+    def test_every_action_can_be_found_in_the_audit_log(self, ann):
+        page = ann.get("/audit").data.decode()
+        assert {*ACTIONS, "drop", "look"} <= set(re.findall(r'<option value="([a-z_]+)"', page))
+
     def test_tasks_that_are_not_known_say_where_to_look(self, ann):
         answer = ann.get("/tasks/nope")
         assert answer.status == 404
         assert "audit log" in text_of(answer)
+
+
+class TestRunning:
+    """What is shown of a task that goes on."""
+
+    @pytest.fixture
+    def begin(self, brokers, tmp_path):
+        """A task that goes on until it is stopped, the desk, and a browser of somebody without a login."""
+        desk = Desk(tmp_path, *brokers, actions=("delete",))
+
+        def run(work):
+            work.stop.wait(DEADLINE_S)
+            return Outcome((), "2 parked jobs dropped.", "stopped")
+
+        task = desk.actions.tasks.start("drop", "shop_mail", "ada", None, run)
+        auth = Auth(desk.config, desk.store)
+        app = create_app(
+            Site(desk.config, desk.poller, desk.store, auth, desk.actions, Alerting(desk.config, desk.store))
+        )
+        yield task, desk, app.test_client()
+        desk.close()
+
+    def test_an_operator_stops_it_whatever_the_allow_list_says(self, begin):
+        task, desk, client = begin
+        page = client.get(f"/tasks/{task.id}").text
+        [stop] = [each for each in forms(page) if each.action == f"/tasks/{task.id}/stop"]
+        assert "<button" in page[page.index(stop.action) :]
+        answer = client.post(stop.action, data=dict(stop.fields), headers={"Origin": "http://localhost"})
+        assert answer.status_code == 303
+        assert desk.over(task).state == "stopped"
+        assert stop.action not in client.get(f"/tasks/{task.id}").text
+
+    def test_how_far_it_is_is_one_click_from_where_another_begins(self, begin, brokers):
+        task, desk, client = begin
+        park(brokers[0])
+        release = desk.actions._holds.take(["shop_mail"], "ada", "drop")
+        page = client.get("/queues/shop_mail/do/drop").text
+        assert "ada has begun to drop this" in page
+        assert f'<a href="/tasks/{task.id}">' in page
+        release()
+        assert task.id not in client.get("/queues/shop_mail/do/drop").text
+
+    def test_a_look_is_offered_where_it_is_allowed(self, begin, brokers):
+        _, _, client = begin
+        park(brokers[0])
+        page = client.get("/queues/shop_mail/parked").text
+        [look] = [each for each in forms(page) if each.action.endswith("/parked")]
+        assert "not possible" not in page[page.index("Look at the first") :].partition("</form>")[0]
+        answer = client.post(look.action, data=dict(look.fields), headers={"Origin": "http://localhost"})
+        assert answer.status_code == 303
+        assert "Boom" in client.get(look.action).text
 
 
 def _forms(page):

@@ -49,6 +49,15 @@ class TestOptions:
         with pytest.raises(ActionRefused, match="Say which"):
             checked("requeue", all=False)
 
+    @pytest.mark.parametrize("action", ["requeue", "drop"])
+    @pytest.mark.parametrize("name", ["job", "tenant", "reason", "id", "count"])
+    def test_blanks_choose_no_parked_job_and_least_of_all_every_one(self, action, name):
+        with pytest.raises(ActionRefused, match="Say which"):
+            checked(action, **{name: " \t "})
+        assert checked(
+            action, **{name: "  ", "tenant": " acme "} if name != "tenant" else {"tenant": " acme "}
+        ) == {"tenant": "acme"}
+
     def test_data_may_be_an_object_or_its_text(self):
         for data in ({"n": 1}, '{"n": 1}'):
             body = checked("enqueue", MAIL, job="A", tenant="t", data=data)["body"]
@@ -106,6 +115,26 @@ class TestTurns:
 
 
 class TestTasks:
+    def test_one_that_breaks_is_over_and_leaves_its_place_to_others(self, caplog):
+        tasks = Tasks()
+        for _ in range(AT_ONCE + 1):
+            task = tasks.start("flush", "2 queues", "ada", 2, lambda work: 1 // 0)
+            wait_until(lambda t=task: not tasks.get(t.id).running, "the task to end")
+        assert tasks.get(task.id).state == "failed"
+        assert "Look at the servers" in tasks.get(task.id).text
+        assert "ZeroDivisionError" in caplog.text
+
+    def test_one_that_cannot_begin_was_never_there(self, monkeypatch):
+        def no_room(_):
+            raise RuntimeError("can't start new thread")
+
+        tasks = Tasks()
+        monkeypatch.setattr(threading.Thread, "start", no_room)
+        for _ in range(AT_ONCE + 1):
+            with pytest.raises(Busy, match="no room for another task"):
+                tasks.start("flush", "2 queues", "ada", 2, lambda work: None)
+        assert tasks.running() == []
+
     def test_so_many_at_once_and_each_can_be_stopped(self):
         tasks = Tasks()
 

@@ -114,10 +114,12 @@ def do_bulk(action: str) -> BaseResponse:
 @role("viewer")
 def task(task: str) -> Response:
     """Show what became of an action, or how far it is."""
-    found = site().actions.tasks.get(task)
+    parts = site()
+    found = parts.actions.tasks.get(task)
     if found is None:
         abort(404, "This task is not known any more; what was done is in the audit log.")
-    several = any(result.target for result in found.results) or found.target.endswith(" queues")
+    several = any(result.target for result in found.results) or found.target.endswith((" queue", " queues"))
+    who = parts.auth.who()
     response = make_response(
         render_template(
             "task.html",
@@ -126,6 +128,8 @@ def task(task: str) -> Response:
             several=several,
             back=None if several else _page_of(found.target),
             live=found.running,
+            # Whatever the allow-list says: it makes nothing happen.
+            may_stop=found.running and found.can_stop and who is not None and who.may("operator"),
         ),
     )
     if found.running:
@@ -143,7 +147,8 @@ def stop_task(task: str) -> BaseResponse:
         abort(403, parts.actions.why_not("requeue") or "")
     if parts.actions.tasks.get(task) is None:
         abort(404, "This task is not known any more; what was done is in the audit log.")
-    parts.actions.tasks.stop(task)
+    who = parts.auth.who()
+    parts.actions.tasks.stop(task, who.name if who else "")
     return redirect(path("/tasks", task), 303)
 
 
@@ -216,6 +221,7 @@ def _form(action: str, target: str, refused: ActionRefused | None = None) -> Res
         plan = parts.actions.plan(action, target, {"servers": chosen} if chosen else {}, draft=True)
     except ActionRefused as exc:
         _refuse(exc)
+    busy = parts.actions.busy(plan.target)
     values = {name: given.get(name, "") for name in FIELDS.get(action, ())}
     if action == "enqueue" and not values["job"] and plan.described is not None:
         values["job"] = _job_of(plan.described.queue.name)
@@ -232,7 +238,8 @@ def _form(action: str, target: str, refused: ActionRefused | None = None) -> Res
             picks=action in PICKS and len(plan.places) > 1 and ":" not in target,
             addresses=list(map(str, parts.config.servers)),
             statuses=STATUSES,
-            busy=parts.actions.busy(plan.target),
+            busy=busy,
+            running=_task_at(plan.target) if busy else None,
             limit=parts.config.confirm_typed_from,
         ),
         refused.status if refused else 200,
@@ -334,6 +341,7 @@ def _parked(key: str, refused: ActionRefused | None = None) -> Response:
             problem=problem,
             error=str(refused) if refused else None,
             look=found,
+            why_no_look=parts.actions.why_no_look(parts.auth.who()),
             items=items,
             wanted=wanted,
             most=requeue.LOOK_ITEMS,
@@ -385,6 +393,12 @@ def _button(plan: Plan) -> str:
     if plan.action in ("flush", "delete") and plan.count:
         return f"{said} {plan.count:,} {'item' if plan.count == 1 else 'items'}"
     return said
+
+
+def _task_at(target: str) -> str | None:
+    """Return the address of the task that is at a queue."""
+    found = (task.id for task in site().actions.tasks.running() if task.target == target)
+    return next((path("/tasks", task) for task in found), None)
 
 
 def _page_of(target: str) -> str:

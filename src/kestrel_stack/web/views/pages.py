@@ -488,7 +488,7 @@ def audit() -> Response:
         entries=(entries or [])[:50],
         more=bool(entries) and len(entries) > 50,
         unreadable=entries is None,
-        actions=ACTIONS,
+        actions=(*ACTIONS, "drop", "look"),
         wanted=wanted,
         before=before,
         here=_here,
