@@ -1,8 +1,7 @@
 """The cookie of a browser: one random id, and what hangs on it as Flask's ``session``.
 
 The id stands for a login or for nobody yet. The CSRF token is derived from it and from the user's name, so a
-token is good for one session of one user. Apart from that and from messages for the next page nothing can
-be kept here.
+token is good for one session of one user. Apart from that nothing can be kept here.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +19,6 @@ from kestrel_stack.web.config import Config
 from kestrel_stack.web.sessions import is_id, new_id
 
 CSRF = "csrf_token"
-FLASHES = "_flashes"
-BROWSERS = 1000
-"""Browsers for which messages are kept at a time."""
 
 
 class Visit(dict[str, Any], SessionMixin):
@@ -60,9 +54,7 @@ class Visit(dict[str, Any], SessionMixin):
         return super().__getitem__(key)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key != FLASHES:
-            raise RuntimeError(f"{key!r} cannot be kept in a cookie of kestrel-web")
-        super().__setitem__(key, value)
+        raise RuntimeError(f"{key!r} cannot be kept in a cookie of kestrel-web")
 
 
 class Cookies(SessionInterface):
@@ -75,8 +67,6 @@ class Cookies(SessionInterface):
         slug = re.sub(r"[^A-Za-z0-9]+", "-", config.prefix).strip("-")
         self._slug = f"-{slug}" if slug else ""
         self._path = config.prefix or "/"
-        self._lock = threading.Lock()
-        self._messages: OrderedDict[str, list[Any]] = OrderedDict()
 
     def name(self, request: Request, what: str = "") -> str:
         """Return a cookie's name: its own for every port and prefix of a host, since cookies mix them."""
@@ -90,14 +80,9 @@ class Cookies(SessionInterface):
     def open_session(self, app: Flask, request: Request) -> Visit:
         """Return what the request's cookie stands for."""
         sent = request.cookies.get(self._session_name(request))
-        visit = (
-            Visit(sent, True, self._token) if is_id(sent) and sent else Visit(new_id(), False, self._token)
-        )
-        with self._lock:
-            waiting = self._messages.get(visit.id)
-        if waiting:
-            visit[FLASHES] = list(waiting)
-        return visit
+        if sent and is_id(sent):
+            return Visit(sent, True, self._token)
+        return Visit(new_id(), False, self._token)
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Put the cookie into the answer when there is something new to say."""
@@ -110,22 +95,10 @@ class Cookies(SessionInterface):
             "httponly": True,
             "samesite": "Lax",
         }
-        self._keep_messages(session)
         if session.give:
             response.set_cookie(self._session_name(request), session.id, **where)
         elif session.gone:
             response.delete_cookie(self._session_name(request), **where)
-
-    def _keep_messages(self, session: Visit) -> None:
-        messages = session.get(FLASHES)
-        with self._lock:
-            if not messages:
-                self._messages.pop(session.id, None)
-                return
-            self._messages[session.id] = messages
-            while len(self._messages) > BROWSERS:
-                self._messages.popitem(last=False)
-        session.give = session.give or not session.sent
 
     def _token(self, visit_id: str) -> str:
         text = f"csrf\0{visit_id}\0{self._name()}"
