@@ -43,11 +43,10 @@ class Place:
 
 
 class Families:
-    """Tells each queue's place by its key."""
+    """Tells the queues' places by their keys."""
 
     def __init__(self, settings: Iterable[Settings]):
         self._described: dict[str, Place] = {}
-        self._pings: list[str] = []
         self.described: list[str] = []
         """The keys of the queues that applications describe, in their order."""
         for each in settings:
@@ -73,38 +72,56 @@ class Families:
         for fanout in queue.fanouts:
             child(f"{full}{_PLUS}{fanout}", "fanout")
 
-    def place(self, key: str, known: Mapping[str, object]) -> Place:
-        """Return a queue's place; `known` holds the keys of all queues there are."""
-        found = self._described.get(key)
-        if found is not None:
-            return found
+    def places(self, known: Iterable[str]) -> dict[str, Place]:
+        """Return the place of each queue; `known` are the keys of all queues there are."""
+        return _Places(self._described, known).found
+
+
+class _Places:
+    """The places of all queues, each found once: a name may be made of many that have to be looked at."""
+
+    def __init__(self, described: Mapping[str, Place], known: Iterable[str]):
+        self._described = described
+        self._known = frozenset(known)
+        self.found: dict[str, Place] = {}
+        for key in self._known:
+            self._place(key)
+
+    def _place(self, key: str) -> Place:
+        found = self.found.get(key) or self._described.get(key)
+        if found is None:
+            found = self._find(key)
+        self.found[key] = found
+        return found
+
+    def _find(self, key: str) -> Place:
         parent, plus, _ = key.partition(_PLUS)
         if plus:
             # A fanout's own family (a+b_errors) is made of fanouts, too, as the server has it.
-            above = self._top(parent, known) if self._there(parent, known) else None
+            above = self._top(parent) if self._there(parent) else None
             return Place("fanout", above)
-        if self._is_ping(key, known):
+        if self._is_ping(key):
             return Place("ping")
-        if key.endswith("_errors") and self._is_top(key[:-7], known):
+        if key.endswith("_errors") and self._is_top(key[:-7]):
             return Place("errors", key[:-7])
         match = _RETRY.fullmatch(key)
-        if match and self._is_top(match[1], known):
+        if match and self._is_top(match[1]):
             return Place("delay", match[1], delay_s=int(match[2]))
         return Place()
 
-    def _there(self, key: str, known: Mapping[str, object]) -> bool:
-        return bool(key) and (key in known or key in self._described)
+    def _there(self, key: str) -> bool:
+        return bool(key) and (key in self._known or key in self._described)
 
-    def _is_top(self, key: str, known: Mapping[str, object]) -> bool:
-        return self._there(key, known) and self.place(key, known).kind == "queue"
+    def _is_top(self, key: str) -> bool:
+        return self._there(key) and self._place(key).kind == "queue"
 
-    def _top(self, key: str, known: Mapping[str, object]) -> str:
-        return self.place(key, known).parent or key
+    def _top(self, key: str) -> str:
+        return self._place(key).parent or key
 
-    def _is_ping(self, key: str, known: Mapping[str, object]) -> bool:
+    def _is_ping(self, key: str) -> bool:
         at = key.find("_ping_", 1)
         while at > 0:
-            if at + 6 < len(key) and self._is_top(key[:at], known):
+            if at + 6 < len(key) and self._is_top(key[:at]):
                 return True
             at = key.find("_ping_", at + 1)
         return False
@@ -128,7 +145,7 @@ class Aggregate:
                 parts.setdefault(key, {})[server.address] = numbers
         if self._known != parts.keys():
             self._known = frozenset(parts)
-            self._places = {key: self._families.place(key, parts) for key in parts}
+            self._places = self._families.places(parts)
             self._rows = {key: kept for key, kept in self._rows.items() if key in parts}
         children: dict[str, list[QueueRow]] = {}
         tops: list[QueueRow] = []

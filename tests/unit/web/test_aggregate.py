@@ -3,6 +3,7 @@
 import pytest
 
 from kestrel_stack.queue.settings import QueueSettings, Settings
+from kestrel_stack.web import aggregate
 from kestrel_stack.web.aggregate import Aggregate, add, drain_s
 from kestrel_stack.web.model import Limits, QueueNumbers, ServerState
 
@@ -30,6 +31,24 @@ def family(*names: str, settings=()) -> dict[str, list[str]]:
     """The top rows for queues of these names, with their children as KIND:NAME."""
     found = view(server("a:1", **dict.fromkeys(names, 1)), settings=settings)
     return {top.key: [f"{row.kind}:{row.key}" for row in top.children] for top in found.queues}
+
+
+# Names that somebody made up to be looked at for long
+
+
+@pytest.mark.parametrize("part", ["_ping_y_errors", "_ping_y_retry_5", "_errors", "_ping_y"])
+def test_a_name_made_of_many_that_could_be_its_family_is_placed_as_fast_as_others(monkeypatch, part):
+    begin = "x_errors"
+    names = ["x", begin]
+    while len(begin) + len(part) <= 255:
+        names += [begin + part.removesuffix("_errors").removesuffix("_retry_5"), begin + part]
+        begin += part
+    names = list(dict.fromkeys(names))
+    found = []
+    look = aggregate._Places._find
+    monkeypatch.setattr(aggregate._Places, "_find", lambda self, key: found.append(key) or look(self, key))
+    view(server("a:1", **dict.fromkeys(names, 1)))
+    assert sorted(found) == sorted(names), "each is looked at once"
 
 
 # Sums
