@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -67,7 +66,7 @@ class Values:
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
-            or not math.isfinite(value)
+            # NaN and infinity are not between these either.
             or not least <= value <= most
         ):
             raise self.wrong(key, f"must be seconds, from {least:g} to {most:g}")

@@ -73,14 +73,19 @@ def _hash_password(arguments: Sequence[str]) -> int:
         return _fail(
             "hash-password takes no arguments; it asks for the password, or reads it from stdin.", EX_CONFIG
         )
-    if sys.stdin.isatty():
-        password = getpass.getpass("Password: ")
-        if getpass.getpass("Once more: ") != password:
-            return _fail("These were two different passwords; nothing was done.", EX_FAILED)
-    else:
-        password = sys.stdin.readline().rstrip("\r\n")
     try:
+        if sys.stdin.isatty():
+            password = getpass.getpass("Password: ")
+            if getpass.getpass("Once more: ") != password:
+                return _fail("These were two different passwords; nothing was done.", EX_FAILED)
+        else:
+            password = sys.stdin.readline().rstrip("\r\n")
         print(passwords.make(password))
+    except EOFError:
+        return _fail("No password was given; nothing was done.", EX_FAILED)
+    except UnicodeError:
+        # What it says of itself has a part of the password in it.
+        return _fail("The password is not text in this terminal's encoding; nothing was done.", EX_FAILED)
     except ValueError as error:
         return _fail(str(error), EX_FAILED)
     return EX_OK

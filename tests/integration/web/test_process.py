@@ -186,13 +186,27 @@ def test_a_password_that_is_too_short_gets_no_hash():
     assert run("hash-password", stdin="abc\n").returncode == 1
 
 
-@pytest.mark.parametrize(("second", "status"), [("correct horse battery", 0), ("another", 1)])
+def test_a_password_that_is_no_text_is_not_shown_in_what_is_wrong_with_it():
+    made = subprocess.run(
+        [*COMMAND, "hash-password"],
+        env={**clean_environment(), "PYTHONIOENCODING": "utf-8:strict"},
+        input=b"correct horse \xff\n",
+        capture_output=True,
+        timeout=30,
+    )
+    assert (made.returncode, made.stdout) == (1, b"")
+    assert made.stderr.count(b"\n") == 1 and b"not text" in made.stderr and b"xff" not in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("second", "status"), [("correct horse battery\n", 0), ("another\n", 1), ("\x04", 1)]
+)
 def test_on_a_terminal_a_password_is_asked_for_twice_and_not_shown(second, status):
     pid, terminal = pty.fork()
     if pid == 0:
         os.execvpe(COMMAND[0], [*COMMAND, "hash-password"], clean_environment())
     shown = b""
-    answers = [b"correct horse battery\n", second.encode() + b"\n"]
+    answers = [b"correct horse battery\n", second.encode()]
     try:
         while chunk := os.read(terminal, 4096):
             shown += chunk
@@ -204,7 +218,7 @@ def test_on_a_terminal_a_password_is_asked_for_twice_and_not_shown(second, statu
         os.close(terminal)
         _, ended = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(ended) == status
-    assert b"correct" not in shown and b"another" not in shown
+    assert b"correct" not in shown and b"another" not in shown and b"Traceback" not in shown
     assert (b"$argon2id$" in shown) == (status == 0)
 
 

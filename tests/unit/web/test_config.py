@@ -133,6 +133,7 @@ WRONG = [
     ({"forwarded_from": ["nginx"]}, "no address"),
     ({"interval_s": 0}, '"interval_s" must be seconds, from 0.05 to 60'),
     ({"timeout_s": float("inf")}, '"timeout_s" must be seconds'),
+    ({"timeout_s": 10**400}, '"timeout_s" must be seconds'),
     ({"interval_s": 20, "stale_after_s": 10}, "must be more than interval_s"),
     ({"history_days": 1.5}, '"history_days" must be a whole number'),
     ({"webhook": {"url": "file:///etc/passwd"}}, "must begin with https://"),
