@@ -219,10 +219,12 @@ class Crew:
 
     def _ended(self, member: Member, code: int) -> None:
         for key in [key for key in self._selector.get_map().values() if key.data and key.data[0] is member]:
-            while self._read(key.data):
-                pass
+            # All that it wrote itself is in the pipe; what it started may go on writing without end.
+            for _ in range(2):
+                if not self._read(key.data):
+                    break
             if key.fd in self._selector.get_map():
-                # What it started may still hold the other end; it is not read any more.
+                # Somebody still holds the other end, and is not read any more.
                 self._close(key.data)
         member.process, member.kill_at = None, None
         if member.again:

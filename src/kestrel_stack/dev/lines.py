@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import select
@@ -27,6 +28,9 @@ class Screen:
 
     def __init__(self, out: TextIO | None = None, colour: bool | None = None):
         self._out = sys.stdout if out is None else out
+        if isinstance(self._out, io.TextIOWrapper):
+            # A letter that the terminal does not have is no reason to say nothing.
+            self._out.reconfigure(errors="backslashreplace")
         terminal = self._out.isatty()
         self.colour = terminal and not os.environ.get("NO_COLOR") if colour is None else colour
         self.gone = False

@@ -103,6 +103,16 @@ def test_the_last_line_is_shown_without_an_end_and_a_flood_in_pieces(stage):
     assert len(lines) > 1
 
 
+def test_what_a_process_leaves_behind_does_not_keep_us_reading(stage):
+    made, out, add = stage
+    member = add("trap '' PIPE; (while echo flood; do :; done) & echo $!; exec sleep 0.2", once=True)
+    made.start(member)
+    # Were the flood read to its end, this turn would have none.
+    turn_until(made, lambda: not member.running)
+    assert "flood" in out.getvalue()
+    assert member.rest == b""
+
+
 def test_the_end_of_a_process_ends_a_wait(stage):
     made, _, add = stage
     member = add("exit 0", once=True)

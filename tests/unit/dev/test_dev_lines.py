@@ -103,3 +103,10 @@ def test_a_reader_who_has_gone_is_noticed_and_breaks_nothing():
     out.close()
     screen.say("anybody there?")
     assert screen.gone
+
+
+def test_what_the_terminal_has_no_letters_for_is_written_as_it_can_be():
+    raw = io.BytesIO()
+    screen = Screen(io.TextIOWrapper(raw, "latin-1"))
+    screen.plain("5 €, très bon")
+    assert (screen.gone, raw.getvalue()) == (False, "5 \\u20ac, très bon\n".encode("latin-1"))
