@@ -1,62 +1,18 @@
-"""What queues and servers held and did over time, in three tiers: fine and short, coarse and long.
+"""What queues and servers held and did over time, for who asks: at equal distances, from the tier that fits.
 
-A *tick* is one moment of a tier. Of the views within it each queue keeps its largest backlog, age, open reads
-and parked jobs, so that a peak of a second is still seen in a month; its rates are means, so that the area
-under a line stays the number of jobs, and beside them stand their largest values.
-
-Only what differs from the tick before is written: a queue in which nothing moves costs a row per *whole*
-tick, which has every queue and from which a reader starts. A tick that was not recorded, because nothing ran
-or nobody answered, is a gap and never a zero. When the clock went back, the time lived again replaces what
-was recorded of it.
+A slot of which nothing was recorded is a gap; see `ticks` for what is, and `recorder` for how it gets there.
 """
 
 from __future__ import annotations
 
 import math
 import sqlite3
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from kestrel_stack.web.model import ServerState, View
+from kestrel_stack.web.ticks import MAX_TIME, QUEUE, SERVER, UNKNOWN, Moment, Sum, Tier, load, scan
 
-MAX_SERIES = 10_000
-"""So many queues and servers have a history; of more the first by name."""
 MAX_POINTS = 2000
-TOTALS = ""
-
-_DAY = 86_400
-_QUEUE, _SERVER = "q:", "s:"
-_MAX_TIME = 1 << 40
-_MAX_PENDING = 60
-_COLUMNS = "items, age_ms, rate_in, rate_out, peak_in, peak_out, open, parked"
-
-Values = tuple[int | None, ...]
-"""In the order of `_COLUMNS`; rates in hundredths."""
-Moment = tuple[int, Mapping[str, Values]]
-"""What a view said of everything, and when."""
-UNKNOWN: Values = (None,) * 8
-
-
-@dataclass(frozen=True)
-class Tier:
-    """One resolution; seconds."""
-
-    step: int
-    keep: int
-    whole_every: int
-    """Ticks from one with every queue to the next."""
-
-
-def tiers(days: int) -> tuple[Tier, ...]:
-    """Return the tiers of a history of so many days."""
-    keep = max(1, days) * _DAY
-    return (
-        Tier(10, min(keep, 3 * 3600), 30),
-        Tier(60, min(keep, 3 * _DAY), 180),
-        Tier(600, keep, 144),
-    )
 
 
 @dataclass(frozen=True)
@@ -91,405 +47,6 @@ class ServerSample:
     peak_out: float | None = None
 
 
-class _Sum:
-    """What one queue showed so far within a tick."""
-
-    __slots__ = ("levels", "means", "peaks")
-
-    def __init__(self) -> None:
-        self.levels: list[int | None] = [None] * 4
-        self.means: list[list[int]] = [[0, 0], [0, 0]]
-        self.peaks: list[int | None] = [None, None]
-
-    def add(self, values: Values) -> None:
-        items, age, rate_in, rate_out, peak_in, peak_out, held, parked = values
-        levels = self.levels
-        for index, level in enumerate((items, age, held, parked)):
-            known = levels[index]
-            if level is not None and (known is None or level > known):
-                levels[index] = level
-        for index, (rate, peak) in enumerate(((rate_in, peak_in), (rate_out, peak_out))):
-            if rate is not None:
-                self.means[index][0] += rate
-                self.means[index][1] += 1
-            known = self.peaks[index]
-            if peak is not None and (known is None or peak > known):
-                self.peaks[index] = peak
-
-    def values(self) -> Values:
-        items, age, held, parked = self.levels
-        mean_in, mean_out = (round(total / count) if count else None for total, count in self.means)
-        return (items, age, mean_in, mean_out, *self.peaks, held, parked)
-
-
-@dataclass
-class _Open:
-    """The tick of a tier that is not over."""
-
-    at: int
-    sums: dict[str, _Sum] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Tick:
-    tier: int
-    at: int
-    values: Mapping[str, Values]
-
-
-@dataclass
-class _Written:
-    """What a reader knows after the last tick of a tier that was written."""
-
-    at: int
-    since_whole: int
-    values: dict[str, Values]
-
-
-class Recorder:
-    """Makes ticks of views and writes them; used by one thread only."""
-
-    def __init__(self, days: int, interval_s: float = 2.0):
-        self.tiers = tiers(days)
-        self._spacing = 3 * interval_s + self.tiers[0].step
-        self._open: list[_Open | None] = [None] * len(self.tiers)
-        self._pending: deque[_Tick] = deque(maxlen=_MAX_PENDING)
-        self._written: list[_Written | None] = [None] * len(self.tiers)
-        self._series: dict[str, int] = {}
-        self._last_values: dict[str, Values] = {}
-        self._last_view_at: float | None = None
-        self.latest: Moment | None = None
-        """Of the last view, for readers in other threads."""
-        self._credit = [0.0] * len(self.tiers)
-
-    @property
-    def pending(self) -> bool:
-        """Whether a tick waits for being written."""
-        return bool(self._pending)
-
-    def forget(self) -> None:
-        """Take nothing for written: the file is another one."""
-        self._series = {}
-        self._written = [None] * len(self.tiers)
-
-    def add(self, view: View) -> None:
-        """Take in a view; ticks that it ends become pending."""
-        if not view.servers or not math.isfinite(view.at) or not 0 <= view.at < _MAX_TIME:
-            return
-        values = observe(view)
-        step = self.tiers[0].step
-        at = int(view.at // step) * step
-        current = self._open[0]
-        if current is not None and at == current.at - step:
-            # A clock that is set back by moments does not begin the tick before once more.
-            at = current.at
-        if (
-            current is not None
-            and current.at < at
-            and self._last_view_at is not None
-            and view.at - self._last_view_at <= self._spacing
-        ):
-            # Polls that are further apart than ticks: nothing else was seen in between.
-            for missing in range(current.at + step, at, step):
-                self._feed(0, missing, self._last_values)
-        self._last_view_at = view.at
-        self.latest = (int(view.at), values)
-        # Equal values are one object, for those that wait for the disk as well.
-        last = self._last_values
-        self._last_values = {name: _same(last.get(name), new) for name, new in values.items()}
-        self._feed(0, at, self._last_values)
-
-    def close(self) -> None:
-        """End the finest tick that is open; the coarser ones are restored from it at the next start."""
-        if self._open[0] is not None:
-            self._end(0)
-
-    def _feed(self, tier: int, at: int, values: Mapping[str, Values]) -> None:
-        current = self._open[tier]
-        if current is not None and current.at != at:
-            self._end(tier)
-            current = None
-        if current is None:
-            current = self._open[tier] = _Open(at)
-        sums = current.sums
-        for name, value in values.items():
-            found = sums.get(name)
-            if found is None:
-                found = sums[name] = _Sum()
-            found.add(value)
-
-    def _end(self, tier: int) -> None:
-        current = self._open[tier]
-        assert current is not None
-        self._open[tier] = None
-        written = self._written[tier]
-        known = written.values if written is not None else {}
-        tick = _Tick(
-            tier, current.at, {name: _same(known.get(name), s.values()) for name, s in current.sums.items()}
-        )
-        self._pending.append(tick)
-        if tier + 1 < len(self.tiers):
-            step = self.tiers[tier + 1].step
-            self._feed(tier + 1, current.at // step * step, tick.values)
-
-    def restore(self, connection: sqlite3.Connection, now: float) -> None:
-        """Take up the coarser ticks that were not over when the last process ended."""
-        for tier in range(len(self.tiers) - 1, 0, -1):
-            finer, step = self.tiers[tier - 1], self.tiers[tier].step
-            (last,) = connection.execute(
-                "SELECT max(at) FROM ticks WHERE tier = ? AND at <= ?", (tier, int(now))
-            ).fetchone()
-            start = max(int(now) - finer.keep, 0 if last is None else last + step)
-            for at, values in scan(connection, self.tiers, tier - 1, start, int(now) + 1):
-                self._feed(tier, at // step * step, values)
-
-    def flush(self, connection: sqlite3.Connection) -> None:
-        """Write what is pending, in a transaction of the caller's that `written` is to follow."""
-        self._new_series: dict[str, int] = {}
-        self._new_written = list(self._written)
-        for tick in self._pending:
-            self._write(connection, tick)
-
-    def written(self) -> None:
-        """Know that what `flush` wrote is on disk."""
-        self._series.update(self._new_series)
-        self._written = self._new_written
-        self._pending.clear()
-
-    def _write(self, connection: sqlite3.Connection, tick: _Tick) -> None:
-        tier, at = tick.tier, tick.at
-        before = self._new_written[tier]
-        if before is None or at <= before.at or at != before.at + self.tiers[tier].step:
-            before = None
-        self._make_way(connection, tier, at)
-        whole = before is None or before.since_whole + 1 >= self.tiers[tier].whole_every
-        known = {} if before is None or whole else before.values
-        rows = [(name, value) for name, value in tick.values.items() if known.get(name) != value]
-        rows += [(name, UNKNOWN) for name in known if name not in tick.values]
-        connection.execute("INSERT INTO ticks VALUES (?, ?, ?)", (tier, at, whole))
-        numbers = [self._number(connection, name, at) for name, _ in rows]
-        connection.executemany(
-            "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(tier, at, number, *value) for number, (_, value) in zip(numbers, rows, strict=True)],
-        )
-        if whole and tier == len(self.tiers) - 1:
-            connection.executemany("UPDATE series SET seen = ? WHERE id = ?", [(at, n) for n in numbers])
-        self._new_written[tier] = _Written(
-            at, 0 if before is None or whole else before.since_whole + 1, dict(tick.values)
-        )
-
-    def _make_way(self, connection: sqlite3.Connection, tier: int, at: int) -> None:
-        """Remove what was recorded of this moment and what builds on it: the clock went back."""
-        if connection.execute("SELECT 1 FROM ticks WHERE tier = ? AND at >= ?", (tier, at)).fetchone():
-            (end,) = connection.execute(
-                "SELECT min(at) FROM ticks WHERE tier = ? AND at > ? AND whole = 1", (tier, at)
-            ).fetchone()
-            _remove(connection, tier, at, _MAX_TIME if end is None else end)
-
-    def _number(self, connection: sqlite3.Connection, name: str, at: int) -> int:
-        number = self._series.get(name) or self._new_series.get(name)
-        if number is None:
-            row = connection.execute("SELECT id FROM series WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                cursor = connection.execute("INSERT INTO series (name, seen) VALUES (?, ?)", (name, at))
-                assert cursor.lastrowid is not None
-                row = (cursor.lastrowid,)
-            number = self._new_series[name] = row[0]
-        return number
-
-    def prune(self, connection: sqlite3.Connection, now: float, elapsed_s: float) -> None:
-        """Remove what is older than its tier keeps, and what lies in the future.
-
-        Of the old at most four times as much as was recorded in `elapsed_s`: a clock that is wrong for an
-        hour costs a few hours of the oldest history, and never all of it. Of the future nothing before most
-        of a day was lived by the present clock.
-        """
-        (minutes,) = connection.execute(
-            "SELECT count(*) FROM ticks WHERE tier = 1 AND at > ? AND at <= ?", (int(now) - _DAY, int(now))
-        ).fetchone()
-        settled = minutes > 1000
-        for tier, about in enumerate(self.tiers):
-            credit = min(self._credit[tier] + 4 * elapsed_s / about.step, 4.0 * about.whole_every)
-            while block := self._oldest_block(connection, tier, int(now) - about.keep):
-                ticks, end = block
-                if ticks > credit:
-                    break
-                credit -= ticks
-                _remove(connection, tier, 0, end)
-            self._credit[tier] = credit
-            if settled:
-                rows = connection.execute(
-                    "SELECT at FROM ticks WHERE tier = ? AND at > ? ORDER BY at DESC LIMIT 1000",
-                    (tier, int(now) + _DAY),
-                ).fetchall()
-                if rows:
-                    _remove(connection, tier, rows[-1][0], _MAX_TIME)
-        forgotten = connection.execute(
-            "SELECT id, name FROM series WHERE seen < ? AND NOT EXISTS"
-            " (SELECT 1 FROM ticks WHERE at < ? LIMIT 1) LIMIT 1000",
-            (int(now) - self.tiers[-1].keep - 2 * _DAY,) * 2,
-        ).fetchall()
-        for number, name in forgotten:
-            if not any(written is not None and name in written.values for written in self._written):
-                connection.execute("DELETE FROM series WHERE id = ?", (number,))
-                self._series.pop(name, None)
-
-    @staticmethod
-    def _oldest_block(connection: sqlite3.Connection, tier: int, cutoff: int) -> tuple[int, int] | None:
-        """Return the ticks before the second whole one and its time, when all of that is before `cutoff`."""
-        (first,) = connection.execute("SELECT min(at) FROM ticks WHERE tier = ?", (tier,)).fetchone()
-        if first is None or first >= cutoff:
-            return None
-        (end,) = connection.execute(
-            "SELECT min(at) FROM ticks WHERE tier = ? AND at > ? AND whole = 1", (tier, first)
-        ).fetchone()
-        if end is None or end > cutoff:
-            return None
-        (ticks,) = connection.execute(
-            "SELECT count(*) FROM ticks WHERE tier = ? AND at < ?", (tier, end)
-        ).fetchone()
-        return ticks, end
-
-    def shorten(self, connection: sqlite3.Connection) -> bool:
-        """Remove the oldest twentieth of the whole time, in every tier; return False when nothing is left."""
-        first, last = connection.execute("SELECT min(at), max(at) FROM ticks").fetchone()
-        if first is None:
-            return False
-        cut = first + max((last - first) // 20, self.tiers[-1].step)
-        for tier in range(len(self.tiers)):
-            _remove(connection, tier, 0, cut)
-        return True
-
-
-def _same(known: Values | None, new: Values) -> Values:
-    return known if known is not None and known == new else new
-
-
-def _remove(connection: sqlite3.Connection, tier: int, start: int, end: int) -> None:
-    for table in ("history", "ticks"):
-        connection.execute(
-            f"DELETE FROM {table} WHERE tier = ? AND at >= ? AND at < ?",  # noqa: S608
-            (tier, start, end),
-        )
-
-
-def observe(view: View) -> dict[str, Values]:
-    """Return what a view says of each queue and server that can be told.
-
-    While a server does not answer, its part of a queue is what it last held: its journal still holds it. A
-    queue none of whose servers answers is a gap.
-    """
-    fresh = {server.address for server in view.servers if not server.stale and server.reachable}
-    found: dict[str, Values] = {}
-    for server in view.servers:
-        found[_SERVER + server.address] = _server(server) if server.address in fresh else UNKNOWN
-    if fresh:
-        numbers = view.totals
-        parked = sum(row.parked for row in view.queues)
-        found[_QUEUE + TOTALS] = _values(numbers, parked)
-    for row in view.rows():
-        if len(found) >= MAX_SERIES:
-            break
-        known = any(address in fresh for address in row.servers) if row.servers else not row.stale
-        found[_QUEUE + row.key] = _values(row.numbers, row.parked) if known else UNKNOWN
-    return found
-
-
-def _values(numbers: Any, parked: int) -> Values:
-    rate_in, rate_out = _hundredths(numbers.rate_in), _hundredths(numbers.rate_out)
-    return (
-        max(0, numbers.items),
-        _coarse(numbers.age_ms),
-        rate_in,
-        rate_out,
-        rate_in,
-        rate_out,
-        max(0, numbers.open_transactions),
-        max(0, parked),
-    )
-
-
-def _server(server: ServerState) -> Values:
-    if server.numbers is None:
-        return UNKNOWN
-    rate_in, rate_out = _hundredths(server.rate_in), _hundredths(server.rate_out)
-    return (
-        max(0, server.numbers.curr_items),
-        None,
-        rate_in,
-        rate_out,
-        rate_in,
-        rate_out,
-        server.numbers.curr_connections,
-        None,
-    )
-
-
-def _hundredths(rate: float | None) -> int | None:
-    return None if rate is None or not math.isfinite(rate) else max(0, round(rate * 100))
-
-
-def _coarse(number: int) -> int:
-    """Return a number to seven leading bits: an age that only grows changes ever more rarely."""
-    shift = max(0, number.bit_length() - 7)
-    return max(0, number) >> shift << shift
-
-
-def scan(
-    connection: sqlite3.Connection, all_tiers: tuple[Tier, ...], tier: int, start: int, end: int
-) -> Iterator[tuple[int, Mapping[str, Values]]]:
-    """Yield each tick of a tier with what is known of every series then; the mapping is one that changes."""
-    names = dict(connection.execute("SELECT id, name FROM series"))
-    base = _base(connection, all_tiers[tier], tier, start)
-    ticks = connection.execute(
-        "SELECT at, whole FROM ticks WHERE tier = ? AND at >= ? AND at < ? ORDER BY at", (tier, base, end)
-    ).fetchall()
-    rows = connection.execute(
-        f"SELECT at, series, {_COLUMNS} FROM history"  # noqa: S608
-        " WHERE tier = ? AND at >= ? AND at < ? ORDER BY at",
-        (tier, base, end),
-    )
-    values: dict[str, Values] = {}
-    row = next(rows, None)
-    for at, whole in ticks:
-        if whole:
-            values = {}
-        while row is not None and row[0] <= at:
-            if row[0] == at and row[1] in names:
-                values[names[row[1]]] = row[2:]
-            row = next(rows, None)
-        if at >= start:
-            yield at, values
-
-
-def _base(connection: sqlite3.Connection, about: Tier, tier: int, start: int) -> int:
-    (base,) = connection.execute(
-        "SELECT max(at) FROM ticks WHERE tier = ? AND at <= ? AND at >= ? AND whole = 1",
-        (tier, start, start - (about.whole_every + 1) * about.step),
-    ).fetchone()
-    return start if base is None else base
-
-
-def _load(
-    connection: sqlite3.Connection, about: Tier, tier: int, series: int, start: int, end: int
-) -> Iterator[tuple[int, Values]]:
-    """Yield each tick of a tier with one series' values."""
-    rows = connection.execute(
-        f"SELECT t.at, t.whole, h.series, {_COLUMNS} FROM ticks t LEFT JOIN history h"  # noqa: S608
-        " ON h.tier = t.tier AND h.at = t.at AND h.series = ?"
-        " WHERE t.tier = ? AND t.at >= ? AND t.at < ? ORDER BY t.at",
-        (series, tier, _base(connection, about, tier, start), end),
-    )
-    values = UNKNOWN
-    for at, whole, found, *columns in rows:
-        if found is not None:
-            values = tuple(columns)
-        elif whole:
-            values = UNKNOWN
-        if at >= start:
-            yield at, values
-
-
 @dataclass(frozen=True)
 class _Grid:
     """Slots of equal width that a reader wants, and the tier to take them from."""
@@ -507,7 +64,7 @@ class _Grid:
 def _grid(all_tiers: tuple[Tier, ...], start: float, end: float, points: int, now: float) -> _Grid | None:
     if not (math.isfinite(start) and math.isfinite(end)) or points < 1:
         return None
-    low, high = max(0, math.floor(start)), min(_MAX_TIME, math.ceil(end))
+    low, high = max(0, math.floor(start)), min(MAX_TIME, math.ceil(end))
     if low >= high:
         return None
     wanted = max(1, math.ceil((high - low) / min(points, MAX_POINTS)))
@@ -526,22 +83,22 @@ def _sums(
     grid: _Grid,
     name: str,
     latest: Moment | None = None,
-) -> list[_Sum | None]:
-    sums: list[_Sum | None] = [None] * grid.count
+) -> list[Sum | None]:
+    sums: list[Sum | None] = [None] * grid.count
     row = connection.execute("SELECT id FROM series WHERE name = ?", (name,)).fetchone()
     start = grid.first
     # What a coarse tier does not have yet is taken from a finer one.
     for tier in range(grid.tier if row else -1, -1, -1):
-        for at, values in _load(connection, all_tiers[tier], tier, row[0], start, grid.end):
+        for at, values in load(connection, all_tiers[tier], tier, row[0], start, grid.end):
             start = at + all_tiers[tier].step
             if values is not UNKNOWN:
                 slot = grid.slot(at)
-                found = sums[slot] = sums[slot] or _Sum()
+                found = sums[slot] = sums[slot] or Sum()
                 found.add(values)
     # What the tick that is not over yet shows.
     if latest is not None and start <= latest[0] < grid.end and name in latest[1]:
         slot = grid.slot(latest[0])
-        found = sums[slot] = sums[slot] or _Sum()
+        found = sums[slot] = sums[slot] or Sum()
         found.add(latest[1][name])
     return sums
 
@@ -561,7 +118,7 @@ def queue_samples(
     if grid is None:
         return []
     samples = []
-    for slot, found in enumerate(_sums(connection, all_tiers, grid, _QUEUE + key, latest)):
+    for slot, found in enumerate(_sums(connection, all_tiers, grid, QUEUE + key, latest)):
         values = UNKNOWN if found is None else found.values()
         items, age, rate_in, rate_out, peak_in, peak_out, held, parked = values
         samples.append(
@@ -595,7 +152,7 @@ def server_samples(
     if grid is None:
         return []
     samples = []
-    for slot, found in enumerate(_sums(connection, all_tiers, grid, _SERVER + address, latest)):
+    for slot, found in enumerate(_sums(connection, all_tiers, grid, SERVER + address, latest)):
         values = UNKNOWN if found is None else found.values()
         items, _, rate_in, rate_out, peak_in, peak_out, connections, _ = values
         samples.append(
@@ -634,15 +191,15 @@ def all_sparks(
                 if known is None or items > known:
                     spark[slot] = items
     return {
-        name.removeprefix(_QUEUE): spark for name, spark in sparks.items() if name.startswith(_QUEUE)
+        name.removeprefix(QUEUE): spark for name, spark in sparks.items() if name.startswith(QUEUE)
     }, grid.count
 
 
 def complete_sparks(table: dict[str, list[float | None]], latest: Moment, count: int) -> None:
     """Put the last view's backlogs where nothing newer was recorded."""
     for name, (items, *_) in latest[1].items():
-        if name.startswith(_QUEUE) and items is not None:
-            spark = table.setdefault(name.removeprefix(_QUEUE), [None] * count)
+        if name.startswith(QUEUE) and items is not None:
+            spark = table.setdefault(name.removeprefix(QUEUE), [None] * count)
             spark[-1] = items if spark[-1] is None else max(items, spark[-1])
 
 
@@ -662,7 +219,7 @@ def some_sparks(
     return {
         key: [
             None if found is None else found.levels[0]
-            for found in _sums(connection, all_tiers, grid, _QUEUE + key, latest)
+            for found in _sums(connection, all_tiers, grid, QUEUE + key, latest)
         ]
         for key in wanted
     }

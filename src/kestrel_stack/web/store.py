@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kestrel_stack.web import audit, history, schema
+from kestrel_stack.web import audit, history, recorder, schema
 from kestrel_stack.web.audit import AuditEntry
 from kestrel_stack.web.history import Sample, ServerSample
 from kestrel_stack.web.model import View
@@ -105,7 +105,7 @@ class Store:
         self.folder, self.path = folder, folder / FILE
         self._clock, self._monotonic = clock, monotonic
         self._limit_bytes = history_mb * _MB
-        self._recorder = history.Recorder(history_days, interval_s)
+        self._recorder = recorder.Recorder(history_days, interval_s)
         self._run = uuid.uuid4().hex
         self._condition = threading.Condition()
         self._jobs: deque[_Job] = deque()

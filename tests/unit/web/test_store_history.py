@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kestrel_stack.web import history, schema
+from kestrel_stack.web import history, recorder, schema
 from kestrel_stack.web.model import QueueNumbers
 from support.web_views import START, row, server, view
 
@@ -21,7 +21,7 @@ class Kept:
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
         schema.migrate(self.connection)
         self.days, self.interval_s = days, interval_s
-        self.recorder = history.Recorder(days, interval_s)
+        self.recorder = recorder.Recorder(days, interval_s)
 
     def add(self, *views):
         for each in views:
@@ -38,7 +38,7 @@ class Kept:
         if clean:
             self.recorder.close()
             self.write()
-        self.recorder = history.Recorder(self.days, self.interval_s)
+        self.recorder = recorder.Recorder(self.days, self.interval_s)
         self.recorder.restore(self.connection, now)
 
     def samples(self, key, start, end, points, now=None):
@@ -308,9 +308,9 @@ class TestBounds:
         assert kept.items("q", START + 600_000, START + 600_020, 2) == [3, 3]
 
     def test_more_queues_than_there_is_history_for_are_left_out(self, kept, monkeypatch):
-        monkeypatch.setattr(history, "MAX_SERIES", 10)
+        monkeypatch.setattr(recorder, "MAX_SERIES", 10)
         seen = view(START, *(row(f"q{n}", items=1) for n in range(30)))
-        assert len(history.observe(seen)) == 10
+        assert len(recorder.observe(seen)) == 10
 
     @pytest.mark.parametrize(
         ("start", "end", "points"),
