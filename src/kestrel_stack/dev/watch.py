@@ -11,6 +11,7 @@ from pathlib import Path
 from watchfiles import Change, watch
 
 from kestrel_stack.dev import find
+from kestrel_stack.dev.errors import DevError
 
 DEBOUNCE_MS = 400
 STEP_MS = 60
@@ -53,9 +54,11 @@ class Watcher:
 
     def _run(self) -> None:
         polling = False
-        seen = {file: _stamp(file) for file in self._code()}
+        seen: dict[str, Stamp | None] | None = None
         while not self._stop.is_set():
             try:
+                if seen is None:
+                    seen = {file: _stamp(file) for file in self._code()}
                 self._watch(polling, seen)
             except OSError as exc:
                 if polling:
@@ -64,6 +67,9 @@ class Watcher:
                 # Most often the limit on how many folders one user may watch.
                 self._trouble(f"files are looked at every second: the kernel does not watch them ({exc})")
                 polling = True
+            except DevError as exc:
+                self._trouble(f"files are not watched: {exc}")
+                return
             except Exception as exc:
                 self._trouble(f"files are not watched: {exc!r}")
                 return

@@ -1,6 +1,7 @@
 """Where an application has its jobs, and which queues follow from them."""
 
 import json
+import queue
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from kestrel_stack.dev import describe, find, look
 from kestrel_stack.dev.errors import DevError
 from kestrel_stack.dev.side import Side
-from kestrel_stack.dev.watch import language
+from kestrel_stack.dev.watch import Watcher, language
 
 MADE = "from kestrel_stack.consumer import Registry\n"
 
@@ -167,3 +168,18 @@ def test_an_error_is_told_by_the_last_place_it_went_through(tmp_path):
 )
 def test_which_workers_a_file_concerns(file, languages):
     assert language(file) == languages
+
+
+def test_too_many_folders_are_told_not_silently_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(find, "MOST_FOLDERS", 2)
+    for number in range(3):
+        (tmp_path / f"folder_{number}").mkdir()
+    told = queue.Queue()
+    watcher = Watcher(tmp_path, lambda files: None, told.put)
+    watcher.start()
+    try:
+        assert told.get(timeout=20) == (
+            f"files are not watched: {tmp_path} has over 2 folders; name the application's own with --app"
+        )
+    finally:
+        watcher.stop()
