@@ -13,7 +13,6 @@ but for the history.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -21,23 +20,26 @@ import sqlite3
 import threading
 import time
 import uuid
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kestrel_stack.web import audit, history, recorder, schema
+from kestrel_stack.web import audit, database, history, recorder
 from kestrel_stack.web.audit import AuditEntry
+from kestrel_stack.web.database import (
+    FILE,
+    WRITE_BUSY_S,
+    StoreError,
+    StoreTrouble,
+    identity,
+    roll_back,
+    used_bytes,
+)
 from kestrel_stack.web.history import Sample, ServerSample
 from kestrel_stack.web.model import View
+from kestrel_stack.web.readers import Readers
 
-FILE = "kestrel-web.sqlite3"
-LOCK_FILE = "kestrel-web.lock"
-
-READ_BUSY_S = 0.25
-WRITE_BUSY_S = 1.0
 WAIT_S = 3.0
 """So long somebody waits for what must be written."""
 RETRY_S = 2.0
@@ -47,32 +49,9 @@ MAX_JOBS = 200
 _MAX_VIEWS = 4
 _VIEW_EVERY_S = 1.0
 _MB = 1024 * 1024
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-class StoreError(Exception):
-    """The file cannot be used at all; the text is one line that says why and what to do."""
-
-
-class StoreTrouble(Exception):  # noqa: N818 - it names what is the matter
-    """Something could not be written or read now; later it may."""
-
-
-class _Reader:
-    """A thread's connection, which ends with the thread."""
-
-    def __init__(self, connection: sqlite3.Connection, generation: int):
-        self.connection, self.generation = connection, generation
-
-    def close(self) -> None:
-        with contextlib.suppress(sqlite3.Error):
-            self.connection.close()
-
-    __del__ = close
 
 
 class _Job:
@@ -117,16 +96,12 @@ class Store:
         self._trouble: str | None = None
         self._damaged = False
         self._restored = False
-        self._generation = 0
-        self._reads = 0
-        self._replacing = False
         self._file: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
-        self._readers = threading.local()
-        self._all_readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
+        self._readers = Readers(self.path)
         self._sparks: dict[tuple[float, int], tuple[float, dict[str, list[float | None]], int]] = {}
         self._sparks_lock = threading.Lock()
-        self._lock = _take(folder)
+        self._lock = database.take(folder)
         try:
             self._ready()
         except sqlite3.Error as exc:
@@ -148,10 +123,7 @@ class Store:
             self._stopping = True
             self._condition.notify_all()
         self._thread.join(WAIT_S + 2 * WRITE_BUSY_S)
-        with self._condition:
-            unread = self._condition.wait_for(lambda: self._reads == 0, 1.0)
-        if unread:
-            self._close_readers()
+        self._readers.close(1.0)
         os.close(self._lock)
 
     def trouble(self) -> str | None:
@@ -193,7 +165,7 @@ class Store:
                 raise StoreTrouble(self._trouble or f"{FILE} could not be written in {timeout:g} s")
         if job.error is not None:
             if isinstance(job.error, sqlite3.Error | StoreError):
-                raise StoreTrouble(self._say(job.error)) from job.error
+                raise StoreTrouble(database.say(job.error)) from job.error
             raise job.error
         return job.result
 
@@ -336,69 +308,27 @@ class Store:
     def read(self, statement: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of a statement; raise `StoreTrouble` when they cannot be read in a moment."""
         try:
-            with self._reader() as connection:
+            with self._readers.lend() as connection:
                 return connection.execute(statement, params).fetchall()
         except (sqlite3.Error, OSError) as exc:
             raise StoreTrouble(self._read_failed(exc)) from exc
 
     def _reading(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
         try:
-            with self._reader() as connection:
+            with self._readers.lend() as connection:
                 return work(connection)
         except (sqlite3.Error, OSError) as exc:
             self._read_failed(exc)
             return otherwise
 
     def _read_failed(self, exc: Exception) -> str:
-        text = self._say(exc)
+        text = database.say(exc)
         with self._condition:
             if not self._stopping:
                 self._trouble = text
-                self._damaged = self._damaged or _code(exc) in _DAMAGED
+                self._damaged = self._damaged or database.code(exc) in database.DAMAGED
                 self._condition.notify_all()
         return text
-
-    @contextlib.contextmanager
-    def _reader(self) -> Iterator[sqlite3.Connection]:
-        """Lend this thread's connection; while it is lent the file stays where it is."""
-        with self._condition:
-            if self._stopping:
-                raise sqlite3.ProgrammingError("kestrel-web is stopping")
-            if self._replacing:
-                raise sqlite3.OperationalError("it is being replaced")
-            self._reads += 1
-        try:
-            yield self._own_connection()
-        finally:
-            with self._condition:
-                self._reads -= 1
-                self._condition.notify_all()
-
-    def _own_connection(self) -> sqlite3.Connection:
-        found: _Reader | None = getattr(self._readers, "found", None)
-        if found is not None and found.generation == self._generation:
-            return found.connection
-        if found is not None:
-            found.close()
-            del self._readers.found
-        generation = self._generation
-        connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            timeout=READ_BUSY_S,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            connection.execute("PRAGMA query_only = 1")
-            connection.execute("PRAGMA cache_size = -2000")
-            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-        except sqlite3.Error:
-            connection.close()
-            raise
-        self._readers.found = reader = _Reader(connection, generation)
-        self._all_readers.add(reader)
-        return connection
 
     # The thread that writes
 
@@ -448,13 +378,13 @@ class Store:
             try:
                 job.result = job.work(connection)
             except BaseException:
-                _roll_back(connection)
+                roll_back(connection)
                 raise
             # From here on it counts, or nobody waits for it any more.
             with self._condition:
                 job.committing = not job.abandoned
             if not job.committing:
-                _roll_back(connection)
+                roll_back(connection)
                 return
             self._commit(connection)
             self._trouble = None
@@ -475,7 +405,7 @@ class Store:
         try:
             connection.execute("COMMIT")
         except BaseException:
-            _roll_back(connection)
+            roll_back(connection)
             raise
 
     def _background(self, stopping: bool) -> None:
@@ -507,7 +437,7 @@ class Store:
                     connection.execute("INSERT OR REPLACE INTO kv VALUES ('probe', ?)", (str(self._clock()),))
                 connection.execute("COMMIT")
             except BaseException:
-                _roll_back(connection)
+                roll_back(connection)
                 raise
             self._recorder.written()
             with self._condition:
@@ -534,7 +464,7 @@ class Store:
         self._within(connection, lambda: self._recorder.prune(connection, wall, elapsed))
         self._within(connection, lambda: audit.prune(connection, wall))
         for _ in range(40):
-            if _used_bytes(connection) <= self._limit_bytes:
+            if used_bytes(connection) <= self._limit_bytes:
                 break
             if not self._within(connection, lambda: self._recorder.shorten(connection)):
                 break
@@ -548,7 +478,7 @@ class Store:
             result = work()
             connection.execute("COMMIT")
         except BaseException:
-            _roll_back(connection)
+            roll_back(connection)
             raise
         return result
 
@@ -556,7 +486,7 @@ class Store:
 
     def _ready(self) -> sqlite3.Connection:
         """Return the connection that writes, to the file that is there."""
-        if self._connection is not None and self._file != _identity(self.path):
+        if self._connection is not None and self._file != identity(self.path):
             _log.warning("%s was removed or replaced while it was in use; it is opened anew", self.path)
             self._disconnect()
         if self._connection is None:
@@ -565,50 +495,10 @@ class Store:
         return self._connection
 
     def _connect(self) -> None:
-        connection = self._open()
-        self._connection, self._file = connection, _identity(self.path)
+        connection = database.open_to_write(self.path, self._clock(), self._run)
+        self._connection, self._file = connection, identity(self.path)
         self._recorder.forget()
-        self._generation += 1
-
-    def _open(self) -> sqlite3.Connection:
-        try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as exc:
-            raise StoreError(f"The database {self.path} cannot be opened: {exc.strerror}.") from None
-        try:
-            if os.fstat(descriptor).st_mode & 0o077:
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
-        connection = sqlite3.connect(
-            self.path, timeout=WRITE_BUSY_S, isolation_level=None, check_same_thread=False
-        )
-        try:
-            schema.check(connection)
-            if connection.execute("PRAGMA page_count").fetchone() == (0,):
-                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA journal_size_limit = 16777216")
-            connection.execute("PRAGMA cache_size = -16000")
-            schema.migrate(connection)
-            at = self._clock()
-            connection.execute("BEGIN IMMEDIATE")
-            number = audit.cut(connection, at, self._run)
-            connection.execute("COMMIT")
-        except schema.NewerVersion as exc:
-            connection.close()
-            raise StoreError(
-                f"The database {self.path} was written by a newer kestrel-web ({exc}): start that one, or"
-                " give this one another state folder."
-            ) from None
-        except BaseException:
-            _roll_back(connection)
-            connection.close()
-            raise
-        if number:
-            _log.warning("%d actions were under way when kestrel-web last ended; see the audit log", number)
-        return connection
+        self._readers.renew()
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -619,176 +509,24 @@ class Store:
     def _repair(self) -> None:
         """Replace the file if it is damaged indeed."""
         self._damaged = False
-        try:
-            # Not by the connection that writes: it knows the file as it was.
-            with contextlib.closing(_other(self.path)) as connection:
-                check = connection.execute("PRAGMA quick_check(1)").fetchone()
-            reason = None if check and check[0] == "ok" else str(check and check[0])
-        except sqlite3.DatabaseError as exc:
-            reason = str(exc) if _code(exc) in _DAMAGED else None
+        reason = database.damage(self.path)
         if reason is None:
             return
         self._disconnect()
         try:
-            # Who reads while the files are renamed would have one file and the other's log.
-            with self._condition:
-                self._replacing = True
-                if not self._condition.wait_for(lambda: self._reads == 0, WAIT_S):
-                    raise sqlite3.OperationalError("it is damaged, and still being read")
-            self._close_readers()
-            self._generation += 1
-            self._connection = self._replace(reason)
-            self._file = _identity(self.path)
-            self._recorder.forget()
+            with self._readers.away(WAIT_S):
+                self._connection = database.replace(self.path, self._clock(), self._run, reason)
+                self._file = identity(self.path)
+                self._recorder.forget()
         except (sqlite3.Error, StoreError, OSError) as exc:
             self._fail(exc)
             self._damaged = True
             self._next_try = self._monotonic() + RETRY_S
-        finally:
-            self._replacing = False
-
-    def _close_readers(self) -> None:
-        for reader in list(self._all_readers):
-            reader.close()
-
-    def _replace(self, reason: str) -> sqlite3.Connection:
-        """Move the damaged file aside and make a new one with all that can be read of it."""
-        stamp = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside, number = self.path.with_name(f"{FILE}.damaged-{stamp}"), 1
-        while aside.exists():
-            number += 1
-            aside = self.path.with_name(f"{FILE}.damaged-{stamp}-{number}")
-        for suffix in ("-wal", "-shm", ""):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")  # noqa: PTH104
-        connection = self._open()
-        saved = _salvage(aside, connection)
-        text = (
-            f"The database was damaged ({reason}). It was moved to {aside.name}; the history begins anew, and"
-            f" {saved.get('audit', 0)} audit entries could be read and were taken over."
-        )
-        _log.error("%s", text)
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("BEGIN IMMEDIATE")
-            entry = audit.begin(
-                connection,
-                self._clock(),
-                self._run,
-                "kestrel-web",
-                "",
-                "",
-                "database",
-                "",
-                (),
-                {"text": text},
-            )
-            audit.end(connection, self._clock(), entry, "done", {})
-            connection.execute("COMMIT")
-        return connection
 
     def _fail(self, exc: BaseException) -> None:
-        text = self._say(exc)
+        text = database.say(exc)
         if text != self._trouble:
             _log.error("%s (%s: %s)", text, self.folder, exc)
         self._trouble = text
-        if _code(exc) in _DAMAGED:
+        if database.code(exc) in database.DAMAGED:
             self._damaged = True
-
-    @staticmethod
-    def _say(exc: BaseException) -> str:
-        """Return what everybody may read; where the folder is stands in the log."""
-        code = _code(exc)
-        if code in _LOCKED:
-            return f"History and audit wait: another program has locked {FILE}."
-        if code == sqlite3.SQLITE_FULL:
-            return "History and audit cannot be written: the disk of the state folder is full."
-        if code in _DAMAGED:
-            return f"The database {FILE} is damaged; it is being replaced."
-        if code == sqlite3.SQLITE_READONLY:
-            return f"History and audit cannot be written: {FILE} is read-only."
-        if isinstance(exc, StoreError):
-            return f"History and audit cannot be kept: {FILE} cannot be used, see kestrel-web's log."
-        return f"History and audit cannot be kept in {FILE}: {exc}."
-
-
-def _take(folder: Path) -> int:
-    """Make the folder ours, so that two processes never record or close the same entries twice."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise StoreError(
-            f"The state folder {folder} cannot be used ({exc.strerror}):"
-            " name a folder that this user may write."
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
-        os.close(lock)
-        raise StoreError(
-            f"The state folder {folder} is in use by another kestrel-web (process {holder or 'unknown'}):"
-            " stop it, or name another folder."
-        ) from None
-    # The number is for people only; a full disk must not keep us from starting.
-    with contextlib.suppress(OSError):
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
-    return lock
-
-
-def _salvage(aside: Path, connection: sqlite3.Connection) -> dict[str, int]:
-    """Copy what can be read of a damaged file, but for the history; return how many rows of each table."""
-    saved: dict[str, int] = {}
-    tables = [
-        name
-        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        if name not in schema.HISTORY_TABLES and not name.startswith("sqlite_")
-    ]
-    for table in tables:
-        # From both ends: what is behind a damaged page is reached from the other side.
-        for order in ("", " ORDER BY 1 DESC"):
-            with contextlib.suppress(sqlite3.Error), contextlib.closing(_other(aside, WAIT_S)) as old:
-                rows = old.execute(f"SELECT * FROM {table}{order}")  # noqa: S608
-                names = [column[0] for column in rows.description]
-                marks = ", ".join("?" * len(names))
-                insert = f"INSERT OR IGNORE INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    for row in rows:
-                        with contextlib.suppress(sqlite3.IntegrityError):
-                            saved[table] = saved.get(table, 0) + connection.execute(insert, row).rowcount
-                finally:
-                    connection.execute("COMMIT")
-    return saved
-
-
-def _other(path: Path, timeout: float = 0.0) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout or READ_BUSY_S)
-
-
-def _used_bytes(connection: sqlite3.Connection) -> int:
-    pages, free, size = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("page_count", "freelist_count", "page_size")
-    )
-    return (pages - free) * size
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    if connection.in_transaction:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-
-
-def _code(exc: BaseException) -> int:
-    """Return SQLite's own primary code of an error."""
-    return (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF

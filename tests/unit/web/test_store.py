@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from kestrel_stack.web import audit, schema, store
+from kestrel_stack.web import audit, database, schema, store
 from kestrel_stack.web.store import FILE, Store, StoreError, StoreTrouble
 from support.broker import wait_until
 from support.web_views import START, row, view
@@ -99,7 +99,7 @@ class TestFiles:
         for path in kept.folder.iterdir():
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
         assert stat.S_IMODE(kept.folder.stat().st_mode) == 0o700
-        assert {path.name for path in kept.folder.iterdir()} >= {FILE, FILE + "-wal", store.LOCK_FILE}
+        assert {path.name for path in kept.folder.iterdir()} >= {FILE, FILE + "-wal", database.LOCK_FILE}
 
     def test_a_file_that_others_may_read_is_closed_to_them(self, opened):
         first = opened()
