@@ -174,3 +174,16 @@ def test_a_dead_server_is_a_row_with_its_error_and_its_last_numbers_are_marked(v
         expect(page.locator("#attention-card")).to_have_class(re.compile("grave"))
     finally:
         broker.start()
+
+
+def test_a_task_is_followed_to_its_end_without_loading_its_page_anew(visit, played):
+    for number in range(2500):
+        fill(played.first, "followed_errors", 1, parked("SendMail", f"try {number}"))
+    page = visit.go("/queues/followed/do/requeue")
+    page.get_by_label("all of them").check()
+    page.get_by_role("button", name="Requeue", exact=True).click()
+    expect(page).to_have_url(re.compile("/tasks/"))
+    page.evaluate("window.loaded = 1")
+    expect(page.locator("#task-text")).to_have_text("2,500 parked jobs put back.")
+    expect(page.locator("#task-title")).to_contain_text("done")
+    assert page.evaluate("window.loaded") == 1

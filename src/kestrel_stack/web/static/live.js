@@ -107,7 +107,8 @@
   var paused = stored(sessionStorage, "paused", "") === "yes";
 
   function isLive() { return main && !main.hasAttribute("data-still"); }
-  function every() { return Number(everySelect.value) || 5; }
+  // A page of something that is over soon says how often it should be shown.
+  function every() { return Math.min(Number(everySelect.value) || 5, Number(main.dataset.every) || Infinity); }
   function clock(date) { return date.toTimeString().slice(0, 8); }
 
   function say(state, text) { live.dataset.state = state; liveText.textContent = text; }
