@@ -29,7 +29,6 @@ from kestrel_stack.web import audit, database, history, recorder
 from kestrel_stack.web.audit import AuditEntry
 from kestrel_stack.web.database import (
     FILE,
-    WRITE_BUSY_S,
     StoreError,
     StoreTrouble,
     identity,
@@ -122,7 +121,7 @@ class Store:
                 return
             self._stopping = True
             self._condition.notify_all()
-        self._thread.join(WAIT_S + 2 * WRITE_BUSY_S)
+        self._thread.join(WAIT_S + 2 * database.WRITE_BUSY_S)
         self._readers.close(1.0)
         os.close(self._lock)
 

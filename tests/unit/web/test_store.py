@@ -19,8 +19,8 @@ from support.web_views import START, row, view
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Nobody waits for long here; what is told is the same."""
-    monkeypatch.setattr(store, "WRITE_BUSY_S", 0.05)
-    monkeypatch.setattr(store, "READ_BUSY_S", 0.02)
+    monkeypatch.setattr(database, "WRITE_BUSY_S", 0.05)
+    monkeypatch.setattr(database, "READ_BUSY_S", 0.02)
     monkeypatch.setattr(store, "RETRY_S", 0.05)
     monkeypatch.setattr(store, "_VIEW_EVERY_S", 0.0)
 
