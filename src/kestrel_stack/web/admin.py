@@ -38,6 +38,7 @@ GAUGES = {
     "open_transactions": "open_transactions",
     "create_time": "create_time",
 }
+_FIELDS = (*COUNTERS.values(), *GAUGES.values())
 OPTIONAL = ("journal_rewrites", "journal_rotations")
 """Counters that some releases have."""
 
@@ -86,9 +87,9 @@ def parse(stats: Mapping[str, Any]) -> Answer:
     for key in gauges:
         if key.endswith(_MARK) and key.startswith("q/"):
             prefix = key[: -len(_MARK) + 1]
-            block = {field: _whole(counters.get(prefix + name, 0)) for name, field in COUNTERS.items()}
-            for name, field in GAUGES.items():
-                block[field] = _whole(gauges.get(prefix + name, 0))
+            found = [counters.get(prefix + name, 0) for name in COUNTERS]
+            found += [gauges.get(prefix + name, 0) for name in GAUGES]
+            block = dict(zip(_FIELDS, _wholes(found), strict=True))
             for name in OPTIONAL:
                 if prefix + name in counters:
                     block[name] = _whole(counters[prefix + name])
@@ -108,6 +109,13 @@ def parse(stats: Mapping[str, Any]) -> Answer:
         ),
         queues,
     )
+
+
+def _wholes(values: list[Any]) -> list[int]:
+    """Return numbers as whole ones, all at once where they are already."""
+    if {*map(type, values)} == {int} and min(values) >= -(2**63) and max(values) < 2**63:
+        return values
+    return [_whole(value) for value in values]
 
 
 def _whole(value: object) -> int:

@@ -219,11 +219,9 @@ def add(parts: Sequence[QueueNumbers], fresh: Sequence[QueueNumbers] | None = No
     fresh = parts if fresh is None else fresh
     if len(parts) == 1 and len(fresh) == 1:
         return parts[0]
-    sums = [
-        None if None in values else sum(values)
-        for values in zip(*(_summed(part) for part in parts), strict=True)
-    ]
+    sums = map(_total, zip(*map(_summed, parts), strict=True))
     return QueueNumbers(
+        # Of no parts there are no sums, and every number is its default.
         **dict(zip(_SUMS, sums, strict=False)),
         age_ms=max([part.age_ms for part in parts], default=0),
         create_time=min([part.create_time for part in parts if part.create_time], default=None),
@@ -240,6 +238,13 @@ def drain_s(numbers: QueueNumbers) -> float | None:
         return None
     faster = numbers.rate_out - numbers.rate_in
     return numbers.items / faster if faster > 0.001 else None
+
+
+def _total(values: tuple[int | None, ...]) -> int | None:
+    try:
+        return sum(values)  # type: ignore[arg-type]
+    except TypeError:
+        return None  # one of them
 
 
 def _sum(values: Sequence[float]) -> float | None:

@@ -28,6 +28,8 @@ log = logging.getLogger("kestrel-web")
 
 VIEW_GAP_S = 0.2
 """Seconds between two views at least."""
+VIEW_SHARE = 40
+"""After a view none is made for so many times as long as it took, one interval at most."""
 SHARE = 10
 """A server is left alone for so many times as long as its poll took."""
 BACKOFF_LIMIT_S = 15.0
@@ -246,6 +248,8 @@ class Poller:
         self._builder = threading.Thread(target=self._build_always, name="views", daemon=True)
         self._heeders: list[threading.Thread] = []
         self._building_fails = False
+        self._poked = threading.Event()
+        self._hurry_until = float("-inf")
         self._view = self._build(earlier or View())
 
     def start(self) -> None:
@@ -259,6 +263,7 @@ class Poller:
         for watch in self._watches:
             watch.stop()
         self._changed.set()
+        self._poked.set()
         with self._condition:
             self._condition.notify_all()
         until = self._monotonic() + STOP_S
@@ -278,6 +283,8 @@ class Poller:
 
     def poke(self, address: str | None = None) -> None:
         """Poll one server now, or all of them; no poll that has begun already counts."""
+        self._hurry_until = self._monotonic() + self._config.timeout_s
+        self._poked.set()
         for watch in self._watches:
             if address is None or watch.address == address:
                 watch.poke()
@@ -314,6 +321,7 @@ class Poller:
             self._changed.clear()
             if self._stopping.is_set():
                 return
+            began = self._monotonic()
             try:
                 view = self._build(self._view)
             except Exception:
@@ -324,7 +332,15 @@ class Poller:
                 with self._condition:
                     self._view = view
                     self._condition.notify_all()
-            self._stopping.wait(VIEW_GAP_S)
+            self._rest(self._monotonic() - began)
+
+    def _rest(self, took: float) -> None:
+        """Let some answers come together; somebody who has acted sees what came of it sooner."""
+        self._stopping.wait(VIEW_GAP_S)
+        self._poked.clear()
+        left = min(VIEW_SHARE * took, self._config.interval_s) - VIEW_GAP_S
+        if left > 0 and self._monotonic() >= self._hurry_until and not self._stopping.is_set():
+            self._poked.wait(left)
 
     def _build(self, earlier: View) -> View:
         states = [watch.state() for watch in self._watches]

@@ -432,3 +432,19 @@ def test_a_stray_file_whose_name_no_client_can_say_is_left_out(tmp_path):
         with polling(config(broker)) as running:
             view = until(running, answers, "an answer")
     assert [row.key for row in view.queues] == ["q"]
+
+
+def test_views_that_take_long_are_made_less_often_unless_somebody_has_acted(tmp_path, monkeypatch):
+    monkeypatch.setattr(poller, "VIEW_SHARE", 1e9)
+    with (
+        BrokerProcess(tmp_path) as broker,
+        polling(config(broker, interval_s=60.0, timeout_s=60.0)) as running,
+    ):
+        seen = until(running, answers, "an answer")
+        running._changed.set()
+        assert running.wait(seen.serial, 1.0) is seen, "the next one is due in a minute"
+        for number in range(1, 3):
+            with broker.connect() as raw:
+                raw.ask(b"set q 0 0 1\r\nx\r\n", b"STORED\r\n")
+            running.poke()
+            until(running, lambda view, items=number: view.totals.items == items, "what came of it")
