@@ -142,6 +142,19 @@ def test_hup_replaces_the_child_after_the_job_in_hand(stage):
     assert (replaced["reason"], replaced["child"]) == ("SIGHUP", int(first))
 
 
+def test_hup_while_the_worker_waits_holds_for_the_very_next_job(stage):
+    with stage.worker() as worker:
+        stage.send("Pid")
+        first, _ = stage.app.wait_for("done")[0].split()
+        stage.wait_until_settled()
+        wait_until(lambda: stage.broker.stats("shop_work").get("waiters") == 1, "the worker to wait")
+        worker.send(signal.SIGHUP)
+        stage.send("Pid")
+        second, _ = stage.app.wait_for("done", 2)[1].split()
+        assert second != first
+        assert worker.end(TERM) == 0
+
+
 def test_usr1_reopens_the_log_file(stage):
     current, rotated = stage.app.folder / "shop.log", stage.app.folder / "shop.log.1"
     with stage.worker("--log-file", str(current)) as worker:
