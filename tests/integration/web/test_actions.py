@@ -701,6 +701,15 @@ class TestPages:
         [made] = ready(brokers)
         assert made in seen
 
+    def test_the_page_of_large_parked_jobs_stays_small(self, brokers, ann):
+        for _ in range(20):
+            park(brokers[0], "large", data={"x": "y" * 12_000})
+        submit(ann, form(ann.get("/queues/large/parked").data.decode(), "/parked"))
+        page = ann.get("/queues/large/parked").data.decode()
+        assert page.count("Body as hex, the first 512 bytes") == 20
+        assert page.count("y" * 12_000) == 20
+        assert len(page) < 20 * 20_000
+
     def test_a_viewer_sees_but_does_nothing(self, brokers, web):
         eve = Visitor(web).logged_in("eve")
         fill(brokers[0], "plain", 2)

@@ -50,6 +50,8 @@ FIELDS = {
 }
 PICKS = ("flush", "flush_expired", "delete")
 """Actions on a queue that may leave out some servers."""
+MOST_HEX = 512
+"""Bytes of each parked job in hexadecimal: there may be hundreds on one page."""
 AGAIN = (400, 409, 503)
 """Refusals after which the form is shown again, with the reason and the numbers of that moment."""
 
@@ -343,6 +345,7 @@ def _parked(key: str, refused: ActionRefused | None = None) -> Response:
             as_text=peek.as_text,
             pretty=peek.indented,
             hex_lines=peek.hex_lines,
+            most_hex=MOST_HEX,
             is_text=peek.is_text,
             visible=peek.visible,
         ),
