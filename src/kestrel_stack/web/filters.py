@@ -60,7 +60,10 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 
 class FilterError(ValueError):
-    """A filter that cannot be understood; one line naming the term and what would be right."""
+    """A filter that cannot be understood or takes too long; one line with the term and what would be right.
+
+    It comes from `parse`, and from `matches` where a pattern takes too long.
+    """
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Filter:
     terms: tuple[Term, ...] = ()
 
     def matches(self, row: QueueRow) -> bool:
-        """Whether a row fulfils all terms."""
+        """Whether a row fulfils all terms; raise `FilterError` when that takes too long to find out."""
         return all(term.matches(row) for term in self.terms)
 
     def without(self, term: Term) -> str:
@@ -101,6 +104,7 @@ def parse(text: str) -> Filter:
     if len(text) > MAX_LENGTH:
         raise FilterError(f"The filter has {len(text)} characters; it may have {MAX_LENGTH}.")
     terms = []
+    budget = patterns.Budget()
     at = 0
     end = len(text.rstrip(" \t\r\n,"))
     while at < end:
@@ -110,12 +114,12 @@ def parse(text: str) -> Filter:
             if rest.count('"') % 2:
                 raise FilterError(f"{rest!r} has a quotation mark without its partner.")
             raise FilterError(f"{rest!r} is not understood; write FIELD OP VALUE, for example items>1000.")
-        terms.append(_term(match))
+        terms.append(_term(match, budget))
         at = match.end()
     return Filter(tuple(terms))
 
 
-def _term(match: re.Match[str]) -> Term:
+def _term(match: re.Match[str], budget: patterns.Budget) -> Term:
     written = match[0].strip(" \t\r\n,")
     if match["word"] is not None:
         if match["word"][0] in "=<>~!":
@@ -123,7 +127,7 @@ def _term(match: re.Match[str]) -> Term:
                 f"{written!r} has no field before {written[0]!r}; write for example items>1000."
             )
         pattern = match["word"].strip('"')
-        return Term(written, COLUMNS["name"], "~", pattern, _pattern(pattern, written))
+        return Term(written, COLUMNS["name"], "~", pattern, _pattern(pattern, written, budget))
     by = column(match["field"])
     if by is None:
         near = difflib.get_close_matches(match["field"].lower(), COLUMNS, 1)
@@ -136,7 +140,7 @@ def _term(match: re.Match[str]) -> Term:
     if op == "~":
         if by.numeric:
             raise FilterError(f"{written!r}: ~ is for text; {by.name} is a number, use = != < > <= >=.")
-        return Term(written, by, op, value, _pattern(value, written))
+        return Term(written, by, op, value, _pattern(value, written, budget))
     if not by.numeric:
         return Term(written, by, op, value, _text_test(op, value, written))
     return Term(written, by, op, value, _number_test(op, _number(value, by, written)))
@@ -182,17 +186,22 @@ def _texts(value: Value) -> Iterable[str]:
     return value if isinstance(value, tuple) else (str(value),)
 
 
-def _pattern(pattern: str, written: str) -> Callable[[Value], bool]:
+def _pattern(pattern: str, written: str, budget: patterns.Budget) -> Callable[[Value], bool]:
     if len(pattern) > MAX_PATTERN:
         raise FilterError(
             f"{written[:40] + '…'!r}: the pattern has {len(pattern)} characters; it may have {MAX_PATTERN}."
         )
     try:
-        search = patterns.compile_pattern(pattern)
+        search = patterns.compile_pattern(pattern, budget)
     except patterns.PatternError as error:
         raise FilterError(f"{written!r} is not a regular expression: {error}.") from None
 
     def test(value: Value) -> bool:
-        return any(search(text) for text in _texts(value))
+        try:
+            return any(search(text) for text in _texts(value))
+        except patterns.TooSlow:
+            raise FilterError(
+                f"{written!r} takes too long to look for; write a simpler pattern, with fewer * + and ?."
+            ) from None
 
     return test

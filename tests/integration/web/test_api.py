@@ -354,7 +354,7 @@ def test_an_etag_of_another_process_is_not_ours(site):
         ("/queues?limit=1&limit=2", "bad_parameter", "limit"),
         ("/queues?sort=colour", "bad_parameter", "sort"),
         ("/queues?f=colour>1", "bad_filter", "colour"),
-        ("/queues?f=name~((a+)+)+$", "bad_filter", "name~"),
+        ("/queues?f=name~(a{99}){99}", "bad_filter", "name~"),
         (f"/queues?offset={'9' * 40}", "bad_parameter", "offset"),
         (f"/audit?before={'9' * 40}", "bad_parameter", "before"),
         ("/audit?outcome=well", "bad_parameter", "outcome"),

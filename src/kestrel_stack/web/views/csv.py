@@ -45,7 +45,8 @@ def queues() -> Response:
     )
     rows = columns.arrange(site().poller.view(), asked["f"], asked["sort"], asked["dir"])
     head = ["key", *map(_head, COLUMNS.values()), "parent", "stale"]
-    return _send("queues", head, _queues(rows, asked["f"]))
+    # All are found before anything is sent: a filter that takes too long is an error, and no half table.
+    return _send("queues", head, map(_line, list(_queues(rows, asked["f"]))))
 
 
 @blueprint.get("/audit.csv")
@@ -76,13 +77,13 @@ def history(key: str) -> Response:
     return _send("history", ["at", *HISTORY_FIELDS], rows)
 
 
-def _queues(rows: Iterable[QueueRow], chosen: Filter | None) -> Iterator[Sequence[object]]:
+def _queues(rows: Iterable[QueueRow], chosen: Filter | None) -> Iterator[QueueRow]:
     for top in rows:
-        yield _line(top)
+        yield top
         whole = chosen is None or chosen.matches(top)
         for child in top.children:
             if whole or chosen is None or chosen.matches(child):
-                yield _line(child)
+                yield child
 
 
 def _line(row: QueueRow) -> Sequence[object]:

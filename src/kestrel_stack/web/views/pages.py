@@ -278,25 +278,23 @@ def queues() -> Response:
     typed = request.args.get("f", "").strip()
     problem = None
     chosen: filters.Filter | None = None
-    try:
-        chosen = filters.parse(typed)
-    except filters.FilterError as error:
-        problem = str(error)
     order, direction = request.args.get("sort") or "name", request.args.get("dir") or "asc"
     try:
-        rows = columns.arrange(view, chosen, order, direction)
+        columns.arrange(View(), None, order, direction)
     except columns.SortError as error:
-        problem = problem or str(error)
+        problem = str(error)
         order, direction = "name", "asc"
-        rows = columns.arrange(view, chosen)
-    sorted_by = columns.column(order)
-    groups = _groups()
     per = _number("per", 100)
     per = per if per in PER_PAGE else 100
-    pages = max(1, -(-len(rows) // per))
-    page = min(max(1, _number("page", 1)), pages)
-    opened = set(request.args.getlist("open"))
-    shown = [_shown(row, chosen, opened) for row in rows[(page - 1) * per : page * per]]
+    try:
+        chosen = filters.parse(typed)
+        count, page, shown = _table(view, chosen, order, direction, per)
+    except filters.FilterError as error:
+        problem = str(error)
+        chosen = None
+        count, page, shown = _table(view, None, order, direction, per)
+    sorted_by = columns.column(order)
+    groups = _groups()
     drawn = [row.key for each in shown for row in (each.row, *(each.children if each.open else ()))]
     sparks = _history(lambda: site().store.spark(drawn, SPARK_SECONDS, SPARK_POINTS), {})
     return _answer(
@@ -306,7 +304,7 @@ def queues() -> Response:
         chosen=chosen,
         problem=problem,
         shown=shown,
-        count=len(rows),
+        count=count,
         sort=sorted_by.name if sorted_by else "name",
         dir=direction,
         groups=groups,
@@ -314,7 +312,7 @@ def queues() -> Response:
         columns=columns.shown(groups),
         every_column=columns.COLUMNS,
         page=page,
-        pages=pages,
+        pages=_pages(count, per),
         per=per,
         per_page=PER_PAGE,
         sparks=sparks,
@@ -324,6 +322,20 @@ def queues() -> Response:
         open_with=lambda key: [*request.args.getlist("open"), key],
         open_without=lambda key: [each for each in request.args.getlist("open") if each not in (key, "*")],
     )
+
+
+def _table(
+    view: View, chosen: filters.Filter | None, order: str, direction: str, per: int
+) -> tuple[int, int, list[Shown]]:
+    """Return how many rows there are, the number of the page that is asked for, and what is on it."""
+    rows = columns.arrange(view, chosen, order, direction)
+    page = min(max(1, _number("page", 1)), _pages(len(rows), per))
+    opened = set(request.args.getlist("open"))
+    return len(rows), page, [_shown(row, chosen, opened) for row in rows[(page - 1) * per : page * per]]
+
+
+def _pages(count: int, per: int) -> int:
+    return max(1, -(-count // per))
 
 
 def _shown(row: QueueRow, chosen: filters.Filter | None, opened: set[str]) -> Shown:
@@ -536,6 +548,12 @@ def error_page(status: int, line: str | None = None, *, login_url: str | None = 
     answer = make_response(page, status)
     answer.headers["Cache-Control"] = "no-store"
     return answer
+
+
+@blueprint.app_errorhandler(filters.FilterError)
+def _filter_error(error: filters.FilterError) -> Response:
+    # Also of one that was understood, and takes too long once it is used.
+    return _http_error(problems.Problem(400, "bad_filter", str(error)))
 
 
 @blueprint.app_errorhandler(HTTPException)
