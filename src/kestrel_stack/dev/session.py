@@ -222,8 +222,7 @@ class Session:
         """Have the settings, and the processes that there are to be, as the jobs say."""
         queues = self._queues()
         if self._write_settings(queues):
-            if self._settings is not None:
-                self._crew.restart(self._mover, END_SECONDS)
+            self._crew.restart(self._mover, END_SECONDS)
             self._crew.restart(self._web, END_SECONDS)
         elif not self._web.wanted:
             self._crew.start(self._web)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from kestrel_stack.web.model import QueueNumbers, ServerNumbers
+from kestrel_stack.web.model import ServerNumbers
 
 Raw = Mapping[str, int]
 """A queue's numbers by the fields of `QueueNumbers`."""
@@ -103,6 +103,3 @@ def ratio(value: object) -> float:
     except (TypeError, ValueError, OverflowError):
         return 0.0
     return found if math.isfinite(found) else 0.0
-
-
-NUMBERS = tuple(entry.name for entry in fields(QueueNumbers) if not entry.name.startswith("rate_"))
