@@ -93,6 +93,8 @@ class Store:
         self._ends: list[tuple[int, float, str, dict[str, Any]]] = []
         self._stopping = False
         self._trouble: str | None = None
+        self._said: set[str] = set()
+        """Troubles that are in the log, since all was well."""
         self._damaged = False
         self._restored = False
         self._file: tuple[int, int] | None = None
@@ -386,7 +388,7 @@ class Store:
                 roll_back(connection)
                 return
             self._commit(connection)
-            self._trouble = None
+            self._well()
         except (sqlite3.Error, StoreError) as exc:
             job.error = exc
             if not isinstance(exc, sqlite3.IntegrityError | sqlite3.ProgrammingError):
@@ -444,9 +446,9 @@ class Store:
                     if self._dirty.get(key, "") == text:
                         self._dirty.pop(key, None)
                 del self._ends[: len(ends)]
-                self._trouble = None
+            self._well()
             if housekeeping:
-                self._housekeep(connection, now)
+                self._housekeep(now)
         except (sqlite3.Error, StoreError) as exc:
             self._fail(exc)
             self._next_try = self._monotonic() + RETRY_S
@@ -456,30 +458,39 @@ class Store:
             self._recorder.restore(connection, self._clock())
             self._restored = True
 
-    def _housekeep(self, connection: sqlite3.Connection, now: float) -> None:
+    def _housekeep(self, now: float) -> None:
+        """Remove what is too old or too much, in steps between which others have their turn."""
         self._next_housekeeping = now + HOUSEKEEPING_S
         elapsed, self._last_housekeeping = now - self._last_housekeeping, now
         wall = self._clock()
-        self._within(connection, lambda: self._recorder.prune(connection, wall, elapsed))
-        self._within(connection, lambda: audit.prune(connection, wall))
+        self._step(lambda connection: self._recorder.prune(connection, wall, elapsed))
+        self._step(lambda connection: audit.prune(connection, wall))
         for _ in range(40):
-            if used_bytes(connection) <= self._limit_bytes:
-                break
-            if not self._within(connection, lambda: self._recorder.shorten(connection)):
+            if used_bytes(self._ready()) <= self._limit_bytes or not self._step(self._recorder.shorten):
                 break
         # A statement without columns is stepped once by `execute`, and gives back one page for each step.
-        connection.executescript("PRAGMA incremental_vacuum(5000)")
+        self._ready().executescript("PRAGMA incremental_vacuum(5000)")
 
-    @staticmethod
-    def _within(connection: sqlite3.Connection, work: Callable[[], T]) -> T:
+    def _step(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do a part of the housekeeping, then what somebody waits for meanwhile."""
+        connection = self._ready()
         connection.execute("BEGIN IMMEDIATE")
         try:
-            result = work()
+            result = work(connection)
             connection.execute("COMMIT")
         except BaseException:
             roll_back(connection)
             raise
-        return result
+        while True:
+            with self._condition:
+                job = self._jobs.popleft() if self._jobs else None
+                views = list(self._views)
+                self._views.clear()
+            for view in views:
+                self._recorder.add(view)
+            if job is None:
+                return result
+            self._run_job(job)
 
     # The file
 
@@ -522,10 +533,15 @@ class Store:
             self._damaged = True
             self._next_try = self._monotonic() + RETRY_S
 
+    def _well(self) -> None:
+        self._trouble = None
+        self._said.clear()
+
     def _fail(self, exc: BaseException) -> None:
         text = database.say(exc)
-        if text != self._trouble:
+        if text not in self._said:
             _log.error("%s (%s: %s)", text, self.folder, exc)
+            self._said.add(text)
         self._trouble = text
         if database.code(exc) in database.DAMAGED:
             self._damaged = True

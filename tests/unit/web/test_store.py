@@ -438,6 +438,44 @@ def test_the_history_has_its_share_of_the_disk_and_gives_back_the_rest(kept):
     assert last is not None
 
 
+def test_who_acts_does_not_wait_for_the_housekeeping(kept, monkeypatch):
+    """What is to be removed may take minutes altogether; an action is audited between two steps of it."""
+    monkeypatch.setattr(kept, "_limit_bytes", 0)
+    acted, steps = threading.Event(), []
+    actor = threading.Thread(target=lambda: (begin(kept), acted.set()))
+
+    def shorten(_):
+        steps.append(acted.wait(5) if steps else False)
+        if not actor.ident:
+            actor.start()
+            wait_until(lambda: kept._jobs, "the action to wait")
+        return len(steps) < 2
+
+    monkeypatch.setattr(kept._recorder, "shorten", shorten)
+    with kept._condition:
+        kept._next_housekeeping = 0.0
+        kept._condition.notify_all()
+    wait_until(lambda: len(steps) == 2, "the second step")
+    actor.join()
+    assert steps == [False, True]
+
+
+def test_a_trouble_is_in_the_log_once_until_it_is_over(kept, caplog):
+    """Readers and the writer see the same trouble in different words; neither fills the log."""
+    aside = kept.folder.with_name("aside")
+    kept.folder.rename(aside)
+    tries = []
+    for _ in range(10):
+        assert kept.audit_list() == []
+        with contextlib.suppress(StoreTrouble):
+            tries.append(kept.write("DELETE FROM kv"))
+    assert tries == []
+    assert len([each for each in caplog.records if each.levelname == "ERROR"]) == 1
+    aside.rename(kept.folder)
+    kept.write("DELETE FROM kv")
+    assert kept.trouble() is None
+
+
 class TestTries:
     """A writer that cannot write tries again after a while, and is asleep until then."""
 
