@@ -820,6 +820,7 @@ class TestRunning:
         task, desk, client = begin
         page = client.get(f"/tasks/{task.id}").text
         [stop] = [each for each in forms(page) if each.action == f"/tasks/{task.id}/stop"]
+        assert "A stop comes after the job in hand; what is gone by then stays gone." in page
         # Only where no script updates it: whoever is about to press the button is not to lose it.
         assert '<noscript><meta http-equiv="refresh" content="2"></noscript>' in page
         assert "<button" in page[page.index(stop.action) :]
