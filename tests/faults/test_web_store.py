@@ -32,13 +32,14 @@ def broker(tmp_path_factory):
         yield process
 
 
+HURRY = {"store.RETRY_S": 0.2, "database.WRITE_BUSY_S": 0.2}
 TOKEN = "a token of the tests"
 TOKENS = [{"name": "tests", "sha256": hashlib.sha256(TOKEN.encode()).hexdigest(), "role": "operator"}]
 
 
 @pytest.fixture
 def web(broker, tmp_path):
-    with KestrelWeb(tmp_path / "web", tokens=TOKENS, **servers(broker)) as process:
+    with KestrelWeb(tmp_path / "web", tokens=TOKENS, hurry=HURRY, **servers(broker)) as process:
         yield process
         assert "Traceback" not in process.log
 
@@ -115,8 +116,8 @@ def test_files_that_may_not_grow_stop_nothing(web):
         for path in ("/", "/queues", "/queues/jobs", "/audit"):
             assert web.get(path).status == 200, path
         # It is not called over before it is.
-        until = health(web)["at"] + 5
-        wait_until(lambda: health(web)["at"] > until or health(web)["database"] is None, "some seconds")
+        until = health(web)["at"] + 5 * HURRY["store.RETRY_S"]
+        wait_until(lambda: health(web)["at"] > until or health(web)["database"] is None, "some tries")
         assert health(web)["database"] is not None
     finally:
         resource.prlimit(web.process.pid, resource.RLIMIT_FSIZE, unlimited)
@@ -140,7 +141,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_told_and_everything_goes_on_when_there_is_room(broker, small_disk, tmp_path):
     ballast = small_disk / "ballast"
     with KestrelWeb(
-        tmp_path / "web", state=str(small_disk / "state"), tokens=TOKENS, **servers(broker)
+        tmp_path / "web", state=str(small_disk / "state"), tokens=TOKENS, hurry=HURRY, **servers(broker)
     ) as web:
         wait_until(lambda: file_of(web).exists(), "the file")
         with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):

@@ -16,6 +16,17 @@ from support.broker import DEADLINE_S, Broker, wait_until
 ROOT = Path(__file__).parents[2]
 _LISTENING = re.compile(r"listening at (http://(\[\S+\]|[^\s:]+):(\d+)(?:/\S*)?)")
 
+_HURRIED = """
+import importlib, sys
+from kestrel_stack.web.cli import main
+for place, value in {constants!r}.items():
+    module, name = place.split(".")
+    module = importlib.import_module("kestrel_stack.web." + module)
+    getattr(module, name)
+    setattr(module, name, value)
+sys.exit(main())
+"""
+
 
 def clean_environment(more: dict[str, str] | None = None) -> dict[str, str]:
     """An environment in which nothing but `more` tells kestrel-web what to do."""
@@ -36,10 +47,19 @@ class KestrelWeb:
     """A real kestrel-web on loopback; a context manager.
 
     Keyword arguments are keys of its configuration file, for example ``servers(broker)`` with two stars.
+    `hurry` sets constants of its modules, for a test that is not about how long something takes:
+    ``{"judge.CLEAR_AFTER_S": 0.5}``.
     ``url`` ends without a slash and has the prefix in it; ``log`` is what it wrote since the first start.
     """
 
-    def __init__(self, folder: Path, *flags: str, environment: dict[str, str] | None = None, **config):
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        environment: dict[str, str] | None = None,
+        hurry: dict[str, object] | None = None,
+        **config,
+    ):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.state = Path(config.setdefault("state", str(folder / "state")))
@@ -47,6 +67,7 @@ class KestrelWeb:
         self.config_file = folder / "kestrel-web.json"
         self.log_file = folder / "kestrel-web.log"
         self.flags = flags
+        self.hurry = hurry or {}
         self.environment = clean_environment(environment)
         self.process: subprocess.Popen | None = None
         self.host, self.port, self.url = "127.0.0.1", 0, ""
@@ -59,7 +80,10 @@ class KestrelWeb:
         """Write the configuration file and return the command that uses it."""
         self.config_file.touch(mode=0o600)
         self.config_file.write_text(json.dumps(self.config))
-        return [sys.executable, "-m", "kestrel_stack.web", "--config", str(self.config_file), *self.flags]
+        program = ["-m", "kestrel_stack.web"]
+        if self.hurry:
+            program = ["-c", _HURRIED.format(constants=self.hurry)]
+        return [sys.executable, *program, "--config", str(self.config_file), *self.flags]
 
     def launch(self, preexec_fn=None) -> subprocess.Popen:
         """Start it without waiting for anything."""

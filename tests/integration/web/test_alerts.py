@@ -15,6 +15,9 @@ SETTINGS = {
     "queues": [{"name": "mail", "alert": {"backlog": 5}}],
 }
 
+HURRY = {"judge.CLEAR_AFTER_S": 0.5, "webhook.BACKOFF_S": (0.05, 0.2)}
+"""How long it has to be right before it is over is proved with a clock of the tests' own."""
+
 
 @pytest.fixture
 def receiver():
@@ -39,6 +42,7 @@ def web(broker, receiver, tmp_path):
         webhook={"url": f"{receiver.url}/hook?token=s3cr3t", "timeout_s": 2},
         stale_after_s=1,
         no_consumers_after_s=3600,
+        hurry=HURRY,
         **servers(broker),
     ) as process:
         yield process
