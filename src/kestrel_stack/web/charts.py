@@ -158,11 +158,14 @@ def chart(
         )
     for at in time_ticks(start, end):
         x = _n(x_of(at))
+        # The last one would be cut off where it is wider than what is left.
+        cut = x_of(at) > WIDTH - 22
+        at_x, anchor = (WIDTH - 2, "end") if cut else (x, "middle")
         out.append(
             f'<line class="tick" x1="{x}" y1="{HEIGHT - _BOTTOM}" x2="{x}" y2="{HEIGHT - _BOTTOM + 4}"/>'
         )
         out.append(
-            f'<text class="axis" x="{x}" y="{HEIGHT - 5}" text-anchor="middle">'
+            f'<text class="axis" x="{at_x}" y="{HEIGHT - 5}" text-anchor="{anchor}">'
             f"{escape(_time_label(at, span))}</text>"
         )
     for line in series:

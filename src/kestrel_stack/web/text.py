@@ -20,14 +20,14 @@ def _scaled(value: float) -> str:
 
 
 def count(value: float | None) -> str:
-    """Return a number of things: ``950``, ``1.2 k``, ``34 M``."""
+    """Return a number of things: ``950``, ``1,200``, ``12.3 k``, ``34 M``."""
     if value is None:
         return NOTHING
     for step, unit in _THOUSANDS:
-        # From 999.95 on one decimal would round up to 1000.
-        if abs(value) >= step * (1 if step > 1e3 else 10):
+        # What would be rounded to 1000 k is 1 M.
+        if abs(value) >= step * (0.9995 if step > 1e3 else 10):
             return f"{'-' if value < 0 else ''}{_scaled(abs(value) / step)} {unit}"
-    return f"{value:.0f}"
+    return f"{value:,.0f}"
 
 
 def size(value: float | None) -> str:
@@ -35,13 +35,14 @@ def size(value: float | None) -> str:
     if value is None:
         return NOTHING
     for step, unit in _BINARY:
-        if value >= step:
+        # What would be rounded to 1024 kB is 1 MB.
+        if value >= step * (0.9995 if step > 1 << 10 else 1):
             return f"{_scaled(value / step)} {unit}"
-    return f"{value:.0f} B"
+    return f"{value:,.0f} B"
 
 
 def rate(value: float | None) -> str:
-    """Return a number per second: ``0``, ``0.25``, ``12.3``, ``1.2 k``."""
+    """Return a number per second: ``0``, ``0.25``, ``12.3``, ``1,234``, ``12.3 k``."""
     if value is None:
         return NOTHING
     if value == 0:
@@ -52,7 +53,7 @@ def rate(value: float | None) -> str:
         return f"{value:.2f}".rstrip("0").rstrip(".")
     if value < 1000:
         return _scaled(value)
-    return count(value) if value >= 10000 else f"{value:.0f}"
+    return count(value) if value >= 10000 else f"{value:,.0f}"
 
 
 def duration(seconds: float | None) -> str:

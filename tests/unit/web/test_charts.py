@@ -34,7 +34,7 @@ def test_a_point_between_two_gaps_can_be_seen():
 def test_a_chart_says_in_words_what_it_shows():
     line = charts.Series("items", [(0, 100), (10, 2500), (20, 1200)])
     label = ElementTree.fromstring(charts.chart("Backlog", [line], 0, 20)).get("aria-label")
-    assert label == "Backlog: items now 1200, from 100 to 2500"
+    assert label == "Backlog: items now 1,200, from 100 to 2,500"
 
 
 def test_a_chart_of_nothing_says_so():
@@ -87,15 +87,17 @@ def test_times_on_the_axis_lie_within_it(start, span):
     [
         (text.count(None), "–"),
         (text.count(0), "0"),
-        (text.count(9999), "9999"),
+        (text.count(9999), "9,999"),
         (text.count(12345), "12.3 k"),
-        (text.count(999_999), "1000 k"),
+        (text.count(999_499), "999 k"),
+        (text.count(999_999), "1 M"),
+        (text.size((1 << 20) - 1), "1 MB"),
         (text.count(34_000_000), "34 M"),
         (text.size(34 << 20), "34 MB"),
-        (text.size(1023), "1023 B"),
+        (text.size(1023), "1,023 B"),
         (text.rate(0.256), "0.26"),
         (text.rate(0.001), "<0.01"),
-        (text.rate(1234.5), "1234"),
+        (text.rate(1234.5), "1,234"),
         (text.duration(130), "2 m 10 s"),
         (text.duration(120), "2 m"),
         (text.duration(0.35), "350 ms"),
