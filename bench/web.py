@@ -7,6 +7,7 @@ default. Measured are
 
 * how long a page takes: each asked for again and again on one connection, nobody else there; then the table
   of queues once more, while 50 viewers have it open, each updating it as the page's script does;
+* the same table while one scrape of all metrics follows the other, and how long such a scrape takes;
 * the memory of kestrel-web, before and after;
 * what it all costs the brokers: their processor time, and the bytes and connections that go to them, without
   kestrel-web, with one viewer and with all. Polls are for everybody, so viewers must not add to that.
@@ -45,6 +46,8 @@ FRAGMENT = {"X-Kestrel-Fragment": "1"}
 EVERY_S = 5.0
 """So often a page updates itself, unless its reader chooses otherwise."""
 TABLE = "/queues?sort=items&dir=desc"
+PROMETHEUS = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
+"""What Prometheus asks for unless it is told otherwise."""
 
 
 def say(text: str) -> None:
@@ -208,6 +211,49 @@ def time_pages(web: KestrelWeb, requests: int) -> list[Page]:
     return found
 
 
+class Scraper(threading.Thread):
+    """Scrapes again and again, without a pause."""
+
+    def __init__(self, web: KestrelWeb):
+        super().__init__(daemon=True)
+        self._web = web
+        self.over = threading.Event()
+        self.times: list[float] = []
+        self.failed: str | None = None
+
+    def run(self) -> None:
+        connection = http.client.HTTPConnection(self._web.host, self._web.port, timeout=60)
+        while not self.over.is_set():
+            began = time.perf_counter()
+            status, body, _ = ask(connection, "/metrics", PROMETHEUS)
+            self.times.append((time.perf_counter() - began) * 1000)
+            if status != 200 or not body.endswith(b"# EOF\n"):
+                self.failed = f"/metrics answered {status}, {len(body)} bytes"
+                return
+
+
+def time_scrapes(web: KestrelWeb, requests: int) -> list[Page]:
+    """Say how long a page and a scrape take that are asked for at the same time."""
+    say("a page while metrics are scraped")
+    scraper = Scraper(web)
+    scraper.start()
+    connection = http.client.HTTPConnection(web.host, web.port, timeout=120)
+    times, size = [], 0
+    while len(times) < requests or (len(scraper.times) < 5 and scraper.is_alive()):
+        began = time.perf_counter()
+        _, body, _ = ask(connection, TABLE)
+        times.append((time.perf_counter() - began) * 1000)
+        size = len(body)
+    scraper.over.set()
+    scraper.join()
+    connection.close()
+    if scraper.failed:
+        raise SystemExit(scraper.failed)
+    page = Page(f"{TABLE}, during scrapes", 0, percentile(times, 0.5), percentile(times, 0.95), size)
+    scrape = percentile(scraper.times, 0.5), percentile(scraper.times, 0.95)
+    return [page, Page("/metrics, during pages", 0, *scrape, 0)]
+
+
 def measure(
     what: str,
     brokers: list[BrokerProcess],
@@ -263,6 +309,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict:
         wait_until(lambda: known(web) == arguments.queues, "every queue to be seen", 60)
         memory = {"at the start": resident(web.process.pid)}
         pages = time_pages(web, arguments.requests)
+        pages += time_scrapes(web, arguments.requests)
         memory["after the pages"] = resident(web.process.pid)
         for count in (0, 1, arguments.viewers):
             what = f"{count} viewer{'' if count == 1 else 's'}"
