@@ -238,7 +238,7 @@ class Clock:
         self.environment = {
             "LD_PRELOAD": str(LIBFAKETIME[0]),
             "FAKETIME_TIMESTAMP_FILE": str(file),
-            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
         }
