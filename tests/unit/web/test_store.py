@@ -416,7 +416,7 @@ class TestDamage:
         assert begin(kept) and ids
 
 
-def test_the_history_has_its_share_of_the_disk_and_gives_back_the_rest(kept):
+def test_the_history_has_its_share_of_the_disk_and_gives_back_the_rest(kept, monkeypatch):
     kept._limit_bytes = 200_000
     at = START
     for _ in range(200):
@@ -426,11 +426,12 @@ def test_the_history_has_its_share_of_the_disk_and_gives_back_the_rest(kept):
         at += 20
     assert kept.path.stat().st_size > 300_000
     entry = begin(kept)
+    over, housekeep = threading.Event(), kept._housekeep
+    monkeypatch.setattr(kept, "_housekeep", lambda now: (housekeep(now), over.set()))
     with kept._condition:
         kept._next_housekeeping = 0.0
         kept._condition.notify_all()
-    wait_until(lambda: kept._next_housekeeping > 0, "housekeeping")
-    kept.write(lambda _: None)
+    assert over.wait(60)
     kept._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert kept.path.stat().st_size <= 240_000
     assert kept.audit_list()[0].id == entry
