@@ -6,7 +6,7 @@ import re
 
 from playwright.sync_api import expect
 
-from browser.stage import SCRIPT_NAME, fill, parked
+from browser.stage import SCRIPT_NAME, fill, parked, put
 from kestrel_stack.web import keys
 from support.broker import wait_until
 from support.web_visitor import PASSWORD
@@ -177,8 +177,9 @@ def test_a_dead_server_is_a_row_with_its_error_and_its_last_numbers_are_marked(v
 
 
 def test_a_task_is_followed_to_its_end_without_loading_its_page_anew(visit, played):
-    for number in range(2500):
-        fill(played.first, "followed_errors", 1, parked("SendMail", f"try {number}"))
+    with played.first.connect() as client:
+        for number in range(2500):
+            put(client, b"followed_errors", parked("SendMail", f"try {number}"))
     page = visit.go("/queues/followed/do/requeue")
     page.get_by_label("all of them").check()
     page.get_by_role("button", name="Requeue", exact=True).click()
