@@ -466,7 +466,9 @@ class Store:
         self._step(lambda connection: self._recorder.prune(connection, wall, elapsed))
         self._step(lambda connection: audit.prune(connection, wall))
         for _ in range(40):
-            if used_bytes(self._ready()) <= self._limit_bytes or not self._step(self._recorder.shorten):
+            if self._stopping or used_bytes(self._ready()) <= self._limit_bytes:
+                break
+            if not self._step(self._recorder.shorten):
                 break
         # A statement without columns is stepped once by `execute`, and gives back one page for each step.
         self._ready().executescript("PRAGMA incremental_vacuum(5000)")
