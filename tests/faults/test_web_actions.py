@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord
-from kestrel_stack.web.plans import ActionRefused
+from kestrel_stack.web.actions.plans import ActionRefused
 from support.broker import BrokerProcess, wait_until
 from support.cutting_proxy import CuttingProxy
 from support.kestrel_web import KestrelWeb, servers

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kestrel_stack.web.store import FILE, Store
+from kestrel_stack.web.record.store import FILE, Store
 from support.broker import BrokerProcess, wait_until
 from support.kestrel_web import KestrelWeb, clean_environment, servers
 
@@ -32,7 +32,7 @@ def broker(tmp_path_factory):
         yield process
 
 
-HURRY = {"store.RETRY_S": 0.2, "database.WRITE_BUSY_S": 0.2}
+HURRY = {"record.store.RETRY_S": 0.2, "record.database.WRITE_BUSY_S": 0.2}
 TOKEN = "a token of the tests"
 TOKENS = [{"name": "tests", "sha256": hashlib.sha256(TOKEN.encode()).hexdigest(), "role": "operator"}]
 
@@ -116,7 +116,7 @@ def test_files_that_may_not_grow_stop_nothing(web):
         for path in ("/", "/queues", "/queues/jobs", "/audit"):
             assert web.get(path).status == 200, path
         # It is not called over before it is.
-        until = health(web)["at"] + 5 * HURRY["store.RETRY_S"]
+        until = health(web)["at"] + 5 * HURRY["record.store.RETRY_S"]
         wait_until(lambda: health(web)["at"] > until or health(web)["database"] is None, "some tries")
         assert health(web)["database"] is not None
     finally:
@@ -191,7 +191,7 @@ def test_a_database_of_a_newer_version_is_refused_in_one_line(web):
 WRITER = """
 import sys
 from pathlib import Path
-from kestrel_stack.web.store import Store
+from kestrel_stack.web.record.store import Store
 
 store = Store(Path(sys.argv[1]))
 while True:

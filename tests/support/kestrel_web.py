@@ -20,7 +20,7 @@ _HURRIED = """
 import importlib, sys
 from kestrel_stack.web.cli import main
 for place, value in {constants!r}.items():
-    module, name = place.split(".")
+    module, _, name = place.rpartition(".")
     module = importlib.import_module("kestrel_stack.web." + module)
     getattr(module, name)
     setattr(module, name, value)
@@ -48,7 +48,7 @@ class KestrelWeb:
 
     Keyword arguments are keys of its configuration file, for example ``servers(broker)`` with two stars.
     `hurry` sets constants of its modules, for a test that is not about how long something takes:
-    ``{"judge.CLEAR_AFTER_S": 0.5}``.
+    ``{"alerting.judge.CLEAR_AFTER_S": 0.5}``.
     ``url`` ends without a slash and has the prefix in it; ``log`` is what it wrote since the first start.
     """
 

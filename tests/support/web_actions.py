@@ -8,12 +8,12 @@ from pathlib import Path
 from kestrel_stack.queue import settings
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord
 from kestrel_stack.queue.servers import parse_servers
-from kestrel_stack.web.actions import Actions
-from kestrel_stack.web.auth import Identity
+from kestrel_stack.web.access.auth import Identity
+from kestrel_stack.web.actions.actions import Actions
+from kestrel_stack.web.actions.tasks import Task
 from kestrel_stack.web.config import ACTIONS, Config
-from kestrel_stack.web.poller import Poller
-from kestrel_stack.web.store import Store
-from kestrel_stack.web.tasks import Task
+from kestrel_stack.web.polling.poller import Poller
+from kestrel_stack.web.record.store import Store
 from support.broker import Broker, wait_until
 
 ADA = Identity("ada", "operator", "session")

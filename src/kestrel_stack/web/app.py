@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Flask
 
-from kestrel_stack.web import security
 from kestrel_stack.web import site as sites
+from kestrel_stack.web.access import security
 from kestrel_stack.web.site import Site
 from kestrel_stack.web.views import act, api, csv, health, login, metrics, pages
 

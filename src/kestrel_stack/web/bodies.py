@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kestrel_stack.web import parameters
+from kestrel_stack.web.actions.plans import MAX_TEXT
+from kestrel_stack.web.actions.server_client import STATUSES
 from kestrel_stack.web.parameters import MAX_WHOLE, bad, is_choice, is_text, is_whole
-from kestrel_stack.web.plans import MAX_TEXT
 from kestrel_stack.web.problems import Problem
-from kestrel_stack.web.server_client import STATUSES
 
 Check = Callable[[str, Any], Any]
 

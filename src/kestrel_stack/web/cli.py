@@ -47,7 +47,7 @@ def _run(arguments: Sequence[str]) -> int:
     if options.check:
         print(f"{PROGRAM}: {options.config or 'all'} is in order")
         return EX_OK
-    from kestrel_stack.web.security import LogFormatter
+    from kestrel_stack.web.access.security import LogFormatter
     from kestrel_stack.web.service import StartError, serve
 
     handler = logging.StreamHandler(sys.stderr)
@@ -63,7 +63,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _hash_password(arguments: Sequence[str]) -> int:
-    from kestrel_stack.web import passwords
+    from kestrel_stack.web.access import passwords
 
     if arguments:
         # Not as an argument: everybody on this machine could read it there.

@@ -18,7 +18,7 @@ from kestrel_stack.queue import settings
 from kestrel_stack.queue.errors import InvalidServer, SettingsError
 from kestrel_stack.queue.servers import Server, parse_servers
 from kestrel_stack.queue.settings import Settings
-from kestrel_stack.web import passwords
+from kestrel_stack.web.access import passwords
 from kestrel_stack.web.checks import Values, nearest
 from kestrel_stack.web.config import (
     ACTIONS,

@@ -11,8 +11,8 @@ from typing import Any
 from flask import Request
 from werkzeug.datastructures import MultiDict
 
-from kestrel_stack.web import columns, filters
 from kestrel_stack.web.problems import Problem
+from kestrel_stack.web.tables import columns, filters
 
 MAX_TEXT = 2000
 """Characters of a parameter."""

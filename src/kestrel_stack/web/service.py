@@ -17,15 +17,16 @@ from types import FrameType
 import waitress
 from waitress.task import ThreadedTaskDispatcher
 
-from kestrel_stack.web import alerts, security
-from kestrel_stack.web.actions import Actions
+from kestrel_stack.web.access import security
+from kestrel_stack.web.access.auth import Auth
+from kestrel_stack.web.actions.actions import Actions
+from kestrel_stack.web.alerting import alerts
 from kestrel_stack.web.app import create_app
-from kestrel_stack.web.auth import Auth
 from kestrel_stack.web.config import Config
 from kestrel_stack.web.memory import few_arenas
-from kestrel_stack.web.poller import Poller
+from kestrel_stack.web.polling.poller import Poller
+from kestrel_stack.web.record.store import Store, StoreError
 from kestrel_stack.web.site import Site
-from kestrel_stack.web.store import Store, StoreError
 
 log = logging.getLogger("kestrel-web")
 

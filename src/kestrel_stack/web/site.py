@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, cast
 from flask import Flask, current_app
 
 if TYPE_CHECKING:
-    from kestrel_stack.web.actions import Actions
-    from kestrel_stack.web.alerts import Alerting
-    from kestrel_stack.web.auth import Auth
+    from kestrel_stack.web.access.auth import Auth
+    from kestrel_stack.web.actions.actions import Actions
+    from kestrel_stack.web.alerting.alerts import Alerting
     from kestrel_stack.web.config import Config
-    from kestrel_stack.web.poller import Poller
-    from kestrel_stack.web.store import Store
+    from kestrel_stack.web.polling.poller import Poller
+    from kestrel_stack.web.record.store import Store
 
 EXTENSION = "kestrel_web"
 

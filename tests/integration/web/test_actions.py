@@ -8,15 +8,16 @@ import pytest
 
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord
 from kestrel_stack.queue.servers import Server
-from kestrel_stack.web import keys, peek
-from kestrel_stack.web.alerts import Alerting
+from kestrel_stack.web import keys
+from kestrel_stack.web.access.auth import Auth
+from kestrel_stack.web.actions import peek
+from kestrel_stack.web.actions.plans import ActionRefused
+from kestrel_stack.web.actions.server_client import NotDone, ServerClient
+from kestrel_stack.web.actions.tasks import Outcome
+from kestrel_stack.web.alerting.alerts import Alerting
 from kestrel_stack.web.app import create_app
-from kestrel_stack.web.auth import Auth
 from kestrel_stack.web.config import ACTIONS
-from kestrel_stack.web.plans import ActionRefused
-from kestrel_stack.web.server_client import NotDone, ServerClient
 from kestrel_stack.web.site import Site
-from kestrel_stack.web.tasks import Outcome
 from support.broker import DEADLINE_S, BrokerProcess, wait_until
 from support.kestrel_web import KestrelWeb, servers
 from support.web_actions import ADA, EVE, Desk, fill, outcomes, park, shop
@@ -494,7 +495,7 @@ class TestRequeue:
         assert desk.audit().action == "look"
 
     def test_a_look_is_bounded_and_shared_among_the_servers(self, desk, brokers):
-        from kestrel_stack.web import requeue
+        from kestrel_stack.web.actions import requeue
 
         a, b = brokers
         for _ in range(7):

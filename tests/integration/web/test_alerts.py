@@ -15,7 +15,7 @@ SETTINGS = {
     "queues": [{"name": "mail", "alert": {"backlog": 5}}],
 }
 
-HURRY = {"judge.CLEAR_AFTER_S": 0.5, "webhook.BACKOFF_S": (0.05, 0.2)}
+HURRY = {"alerting.judge.CLEAR_AFTER_S": 0.5, "alerting.webhook.BACKOFF_S": (0.05, 0.2)}
 """How long it has to be right before it is over is proved with a clock of the tests' own."""
 
 

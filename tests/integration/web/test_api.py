@@ -15,12 +15,12 @@ from jsonschema import Draft202012Validator
 import kestrel_stack.web
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord
 from kestrel_stack.web import bodies, keys, service
+from kestrel_stack.web.access.auth import declared
 from kestrel_stack.web.app import create_app
-from kestrel_stack.web.audit import OUTCOMES
-from kestrel_stack.web.auth import declared
-from kestrel_stack.web.columns import COLUMNS
 from kestrel_stack.web.loading import load
 from kestrel_stack.web.model import KINDS, QueueNumbers, ServerNumbers
+from kestrel_stack.web.record.audit import OUTCOMES
+from kestrel_stack.web.tables.columns import COLUMNS
 from support.broker import BrokerProcess, wait_until
 from support.kestrel_web import KestrelWeb, servers
 from support.web_visitor import Visitor, user

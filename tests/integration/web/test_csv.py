@@ -12,7 +12,7 @@ from datetime import datetime
 import pytest
 
 from kestrel_stack.web import keys
-from kestrel_stack.web.columns import COLUMNS
+from kestrel_stack.web.tables.columns import COLUMNS
 from kestrel_stack.web.views.csv import AUDIT_HEAD
 from support.broker import BrokerProcess, wait_until
 from support.kestrel_web import KestrelWeb, servers

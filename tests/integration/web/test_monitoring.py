@@ -12,8 +12,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from kestrel_stack.web.exposition import Families, Moment
 from kestrel_stack.web.model import View
+from kestrel_stack.web.tables.exposition import Families, Moment
 
 ROOT = Path(__file__).parents[3]
 RULES = ROOT / "monitoring" / "kestrel-web.rules.yml"

@@ -8,10 +8,11 @@ import time
 import pytest
 
 from kestrel_stack.queue.servers import Server
-from kestrel_stack.web import keys, poller
+from kestrel_stack.web import keys
 from kestrel_stack.web.config import Config
-from kestrel_stack.web.poll import PollError, Probe
-from kestrel_stack.web.poller import Poller
+from kestrel_stack.web.polling import poller
+from kestrel_stack.web.polling.poll import PollError, Probe
+from kestrel_stack.web.polling.poller import Poller
 from support.broker import DEADLINE_S, BrokerProcess, wait_until
 from support.tcp_proxy import TcpProxy
 

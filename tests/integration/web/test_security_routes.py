@@ -12,10 +12,10 @@ import pytest
 
 from kestrel_stack.queue.servers import Server
 from kestrel_stack.web import keys
+from kestrel_stack.web.access.auth import Auth, Undeclared, declared
 from kestrel_stack.web.app import create_app
-from kestrel_stack.web.auth import Auth, Undeclared, declared
 from kestrel_stack.web.config import ACTIONS, Config
-from kestrel_stack.web.poller import Poller
+from kestrel_stack.web.polling.poller import Poller
 from kestrel_stack.web.site import Site
 from support.broker import BrokerProcess, wait_until
 from support.kestrel_web import KestrelWeb, servers

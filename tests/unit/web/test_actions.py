@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from kestrel_stack.queue.envelope import Envelope
 from kestrel_stack.queue.servers import parse_servers
 from kestrel_stack.queue.settings import QueueSettings, Settings
-from kestrel_stack.web import requeue
-from kestrel_stack.web.plans import ActionRefused, check_options, has_changed
-from kestrel_stack.web.tasks import AT_ONCE, DONE, KEEP, Busy, Outcome, Result, Tasks
-from kestrel_stack.web.turns import Forms, Holds
+from kestrel_stack.web.actions import requeue
+from kestrel_stack.web.actions.plans import ActionRefused, check_options, has_changed
+from kestrel_stack.web.actions.tasks import AT_ONCE, DONE, KEEP, Busy, Outcome, Result, Tasks
+from kestrel_stack.web.actions.turns import Forms, Holds
 from support.broker import wait_until
 
 SERVERS = ["a:1", "b:2"]

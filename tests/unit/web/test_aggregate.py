@@ -3,9 +3,9 @@
 import pytest
 
 from kestrel_stack.queue.settings import QueueSettings, Settings
-from kestrel_stack.web import aggregate
-from kestrel_stack.web.aggregate import Aggregate, add, drain_s
 from kestrel_stack.web.model import Limits, QueueNumbers, ServerState
+from kestrel_stack.web.polling import aggregate
+from kestrel_stack.web.polling.aggregate import Aggregate, add, drain_s
 
 
 def application(*queues: QueueSettings, namespace: str = "shop", app: str = "shop") -> Settings:

@@ -11,13 +11,13 @@ import jsonschema
 import pytest
 
 from kestrel_stack.queue.servers import Server
-from kestrel_stack.web import store as store_module
-from kestrel_stack.web import webhook
-from kestrel_stack.web.alerts import KEY, Alerting, remembered
+from kestrel_stack.web.alerting import webhook
+from kestrel_stack.web.alerting.alerts import KEY, Alerting, remembered
+from kestrel_stack.web.alerting.judge import judge
 from kestrel_stack.web.config import Config, Webhook
-from kestrel_stack.web.judge import judge
 from kestrel_stack.web.model import Limits, View
-from kestrel_stack.web.store import Store
+from kestrel_stack.web.record import store as store_module
+from kestrel_stack.web.record.store import Store
 from support.broker import wait_until
 from support.receiver import Receiver
 from support.web_views import START, row, server, view
@@ -225,7 +225,7 @@ class TestRestarts:
         assert told(receiver) == [("raised", "shop_mail")]
 
     def test_a_store_that_stays_unreadable_does_not_silence_it(self, site, receiver, monkeypatch):
-        monkeypatch.setattr("kestrel_stack.web.alerts.GIVE_UP_LOADING_S", 0.0)
+        monkeypatch.setattr("kestrel_stack.web.alerting.alerts.GIVE_UP_LOADING_S", 0.0)
         monkeypatch.setattr(site.store, "fetch", unreadable)
         site.see(queue(500))
         site.sent(1)

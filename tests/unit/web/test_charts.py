@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kestrel_stack.web import charts, text
+from kestrel_stack.web.tables import charts, text
 
 VALUES = st.lists(st.none() | st.floats(0, 1e15) | st.integers(0, 10**15), max_size=40)
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kestrel_stack.web import columns, keys
+from kestrel_stack.web import keys
 from kestrel_stack.web.model import QueueNumbers, QueueRow, View
+from kestrel_stack.web.tables import columns
 
 
 def row(name: str, **numbers) -> QueueRow:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kestrel_stack.queue.servers import Server
-from kestrel_stack.web import passwords
+from kestrel_stack.web.access import passwords
 from kestrel_stack.web.config import ConfigError
 from kestrel_stack.web.loading import load
 

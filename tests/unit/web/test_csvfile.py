@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kestrel_stack.web import csvfile
+from kestrel_stack.web.tables import csvfile
 
 
 def read(pieces):

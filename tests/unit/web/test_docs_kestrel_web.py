@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from kestrel_stack.web.config import ACTIONS, Config
-from kestrel_stack.web.exposition import ALERT_KINDS, Families, Moment
-from kestrel_stack.web.filters import parse
 from kestrel_stack.web.loading import parser
 from kestrel_stack.web.model import View
+from kestrel_stack.web.tables.exposition import ALERT_KINDS, Families, Moment
+from kestrel_stack.web.tables.filters import parse
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "kestrel-web.md").read_text()

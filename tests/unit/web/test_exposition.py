@@ -6,7 +6,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from kestrel_stack.web import keys
-from kestrel_stack.web.exposition import Families, Moment, label
 from kestrel_stack.web.model import (
     Alert,
     Limits,
@@ -16,6 +15,7 @@ from kestrel_stack.web.model import (
     ServerState,
     View,
 )
+from kestrel_stack.web.tables.exposition import Families, Moment, label
 
 A, B = "a:22133", "b:22133"
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kestrel_stack.web import columns, filters, keys
+from kestrel_stack.web import keys
 from kestrel_stack.web.model import Alert, QueueNumbers, QueueRow, View
+from kestrel_stack.web.tables import columns, filters
 
 
 def row(

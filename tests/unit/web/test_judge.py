@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kestrel_stack.queue.servers import Server
+from kestrel_stack.web.alerting.judge import CLEAR_AFTER_S, judge
 from kestrel_stack.web.config import Config
-from kestrel_stack.web.judge import CLEAR_AFTER_S, judge
 from kestrel_stack.web.model import Alert, Condition, Limits, QueueNumbers, View
 from support.web_views import START, row, server, view
 

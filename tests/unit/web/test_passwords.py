@@ -7,8 +7,8 @@ import threading
 import pytest
 from argon2 import PasswordHasher, extract_parameters
 
-from kestrel_stack.web import passwords
-from kestrel_stack.web.passwords import BusyError, Passwords
+from kestrel_stack.web.access import passwords
+from kestrel_stack.web.access.passwords import BusyError, Passwords
 from support.broker import wait_until
 
 CHEAP = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)

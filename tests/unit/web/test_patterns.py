@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kestrel_stack.web.patterns import BUDGET_S, TRY_S, Budget, PatternError, TooSlow, compile_pattern
+from kestrel_stack.web.tables.patterns import BUDGET_S, TRY_S, Budget, PatternError, TooSlow, compile_pattern
 
 ATOMS = st.sampled_from(["a", "b", "B", ".", "[ab]", "[^a]", "[a-c]", r"\d", r"\w", r"\W", r"\.", "_", "1"])
 REPEATS = st.sampled_from(["", "", "", "*", "+", "?", "{2}", "{1,2}", "{0,}", "*?"])
@@ -131,7 +131,7 @@ def test_what_could_take_much_memory_takes_little():
     """In a process of its own, which has 300 MB more than it begins with and dies of what is too large."""
     program = """if True:
         import resource, sys
-        from kestrel_stack.web.patterns import Budget, TooSlow, PatternError, compile_pattern
+        from kestrel_stack.web.tables.patterns import Budget, TooSlow, PatternError, compile_pattern
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
         for pattern in sys.argv[1:]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord
-from kestrel_stack.web import peek
+from kestrel_stack.web.actions import peek
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kestrel_stack.web.ages import NEVER_MS, Ages
-from kestrel_stack.web.rates import Rate, Rates
+from kestrel_stack.web.polling.ages import NEVER_MS, Ages
+from kestrel_stack.web.polling.rates import Rate, Rates
 
 
 def queue(total=0, items=0, open=0, expired=0, discarded=0, flushes=0, taken=0, created=1000):

@@ -10,9 +10,17 @@ import pytest
 from werkzeug.test import create_environ
 
 from kestrel_stack.queue.servers import Server
-from kestrel_stack.web.auth import PROXY_USER, load_key
+from kestrel_stack.web.access.auth import PROXY_USER, load_key
+from kestrel_stack.web.access.security import (
+    Front,
+    LogFormatter,
+    local_path,
+    networks,
+    plain,
+    user_name,
+    within,
+)
 from kestrel_stack.web.config import Config, Proxy
-from kestrel_stack.web.security import Front, LogFormatter, local_path, networks, plain, user_name, within
 
 CONFIG = Config(servers=(Server("127.0.0.1", 22133),))
 

@@ -6,10 +6,10 @@ import contextlib
 
 import pytest
 
-from kestrel_stack.web import sessions
+from kestrel_stack.web.access import sessions
+from kestrel_stack.web.access.sessions import Sessions, is_id, new_id
 from kestrel_stack.web.config import User
-from kestrel_stack.web.sessions import Sessions, is_id, new_id
-from kestrel_stack.web.store import Store, StoreTrouble
+from kestrel_stack.web.record.store import Store, StoreTrouble
 
 ANN = User("ann", "$argon2id$one", "operator")
 BOB = User("bob", "$argon2id$two")

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kestrel_stack.web import admin, stats
-from kestrel_stack.web.line import LineError
+from kestrel_stack.web.polling import admin, stats
+from kestrel_stack.web.polling.line import LineError
 
 KEYS = list(stats.FIELDS)
 HEAD = "STAT uptime 5\r\nSTAT time 1700000000\r\nSTAT version 2.4.1\r\nSTAT curr_items 3\r\n"

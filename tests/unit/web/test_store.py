@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from kestrel_stack.web import audit, database, schema, store
-from kestrel_stack.web.store import FILE, Store, StoreError, StoreTrouble
+from kestrel_stack.web.record import audit, database, schema, store
+from kestrel_stack.web.record.store import FILE, Store, StoreError, StoreTrouble
 from support.broker import wait_until
 from support.web_views import START, row, view
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kestrel_stack.web import history, recorder, schema
 from kestrel_stack.web.model import QueueNumbers
+from kestrel_stack.web.record import history, recorder, schema
 from support.web_views import START, row, server, view
 
 HOUR, DAY = 3600, 86_400

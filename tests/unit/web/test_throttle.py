@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from kestrel_stack.web.throttle import FORGET_S, Limit, Throttle, network
+from kestrel_stack.web.access.throttle import FORGET_S, Limit, Throttle, network
 
 
 class Clock:

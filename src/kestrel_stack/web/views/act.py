@@ -11,11 +11,13 @@ from flask import Blueprint, Response, abort, make_response, redirect, render_te
 from werkzeug.wrappers import Response as BaseResponse
 
 from kestrel_stack.queue.producer import snake_case
-from kestrel_stack.web import columns, filters, keys, peek, requeue
-from kestrel_stack.web.auth import role
-from kestrel_stack.web.plans import ActionRefused, Plan, show
-from kestrel_stack.web.server_client import STATUSES
+from kestrel_stack.web import keys
+from kestrel_stack.web.access.auth import role
+from kestrel_stack.web.actions import peek, requeue
+from kestrel_stack.web.actions.plans import ActionRefused, Plan, show
+from kestrel_stack.web.actions.server_client import STATUSES
 from kestrel_stack.web.site import site
+from kestrel_stack.web.tables import columns, filters
 from kestrel_stack.web.views.pages import path
 
 blueprint = Blueprint("act", __name__)

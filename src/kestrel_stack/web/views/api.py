@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 
 from flask import Blueprint, Response, request
 
-from kestrel_stack.web import bodies, columns, documents, keys, parameters, peek
-from kestrel_stack.web.audit import OUTCOMES
-from kestrel_stack.web.auth import role
+from kestrel_stack.web import bodies, keys, parameters
+from kestrel_stack.web.access.auth import role
+from kestrel_stack.web.actions import peek
+from kestrel_stack.web.actions.plans import ActionRefused
 from kestrel_stack.web.model import QueueRow, ServerState, View
-from kestrel_stack.web.plans import ActionRefused
 from kestrel_stack.web.problems import Problem
+from kestrel_stack.web.record.audit import OUTCOMES
 from kestrel_stack.web.site import site
+from kestrel_stack.web.tables import columns, documents
 
 T = TypeVar("T")
 

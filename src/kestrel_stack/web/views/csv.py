@@ -8,15 +8,16 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from kestrel_stack.web import columns, csvfile, documents, keys, parameters
-from kestrel_stack.web.audit import AuditEntry
-from kestrel_stack.web.auth import role
-from kestrel_stack.web.columns import COLUMNS, Column
-from kestrel_stack.web.filters import Filter
+from kestrel_stack.web import keys, parameters
+from kestrel_stack.web.access.auth import role
 from kestrel_stack.web.model import QueueRow
 from kestrel_stack.web.problems import Problem
+from kestrel_stack.web.record.audit import AuditEntry
+from kestrel_stack.web.record.store import Store
 from kestrel_stack.web.site import site
-from kestrel_stack.web.store import Store
+from kestrel_stack.web.tables import columns, csvfile, documents
+from kestrel_stack.web.tables.columns import COLUMNS, Column
+from kestrel_stack.web.tables.filters import Filter
 from kestrel_stack.web.views.api import AUDIT_FILTERS, PERIOD, POINTS_AT_MOST, audit_filters, kept, period
 
 blueprint = Blueprint("csv", __name__)

@@ -8,7 +8,7 @@ from flask import Blueprint, Response, request
 
 import kestrel_stack
 from kestrel_stack.web import parameters
-from kestrel_stack.web.auth import role
+from kestrel_stack.web.access.auth import role
 from kestrel_stack.web.site import site
 
 blueprint = Blueprint("health", __name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from flask import Blueprint, make_response, redirect, render_template, request
 from werkzeug.wrappers import Response
 
-from kestrel_stack.web.auth import Refusal, role
-from kestrel_stack.web.security import local_path
+from kestrel_stack.web.access.auth import Refusal, role
+from kestrel_stack.web.access.security import local_path
 from kestrel_stack.web.site import site
 
 blueprint = Blueprint("login", __name__)

@@ -13,10 +13,10 @@ from prometheus_client.registry import Collector
 
 import kestrel_stack
 from kestrel_stack.web import parameters
-from kestrel_stack.web.auth import role
-from kestrel_stack.web.exposition import Families, Moment
-from kestrel_stack.web.filters import Filter
+from kestrel_stack.web.access.auth import role
 from kestrel_stack.web.site import Site, site
+from kestrel_stack.web.tables.exposition import Families, Moment
+from kestrel_stack.web.tables.filters import Filter
 
 blueprint = Blueprint("metrics", __name__)
 

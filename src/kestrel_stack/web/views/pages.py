@@ -26,11 +26,12 @@ from flask import (
 from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 
-from kestrel_stack.web import charts, columns, filters, keys, problems, text
-from kestrel_stack.web.auth import role
+from kestrel_stack.web import keys, problems
+from kestrel_stack.web.access.auth import role
 from kestrel_stack.web.config import ACTIONS
 from kestrel_stack.web.model import QueueRow, ServerState, View
 from kestrel_stack.web.site import site
+from kestrel_stack.web.tables import charts, columns, filters, text
 
 log = logging.getLogger("kestrel-web")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kestrel_stack.web.stats import Raw
+from kestrel_stack.web.polling.stats import Raw
 
 NEVER_MS = 20 * 365 * 86400 * 1000
 """An age from here on is a date: nothing has been given out yet."""

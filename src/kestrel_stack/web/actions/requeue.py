@@ -20,7 +20,7 @@ from kestrel_stack.queue.kestrel import KestrelStore
 from kestrel_stack.queue.servers import Server
 from kestrel_stack.queue.settings import QueueSettings, Settings
 from kestrel_stack.web import keys
-from kestrel_stack.web.tasks import DONE, FAILED, PART, STOPPED, Outcome, Result, Work
+from kestrel_stack.web.actions.tasks import DONE, FAILED, PART, STOPPED, Outcome, Result, Work
 
 SUFFIX = "_errors"
 LOOK_ITEMS = 200

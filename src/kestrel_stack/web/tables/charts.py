@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from kestrel_stack.web import text
+from kestrel_stack.web.tables import text
 
 Point = tuple[float, float | None]
 

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kestrel_stack.web.ticks import MAX_TIME, QUEUE, SERVER, UNKNOWN, Moment, Sum, Tier, load, scan
+from kestrel_stack.web.record.ticks import MAX_TIME, QUEUE, SERVER, UNKNOWN, Moment, Sum, Tier, load, scan
 
 MAX_POINTS = 2000
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kestrel_stack.web import requeue
-from kestrel_stack.web.perform import perform
-from kestrel_stack.web.planner import Bulk, Planner
-from kestrel_stack.web.plans import DESTRUCTIVE, ActionRefused, Plan, choice, has_changed, show
-from kestrel_stack.web.requeue import Look
-from kestrel_stack.web.server_client import Present
-from kestrel_stack.web.tasks import (
+from kestrel_stack.web.actions import requeue
+from kestrel_stack.web.actions.perform import perform
+from kestrel_stack.web.actions.planner import Bulk, Planner
+from kestrel_stack.web.actions.plans import DESTRUCTIVE, ActionRefused, Plan, choice, has_changed, show
+from kestrel_stack.web.actions.requeue import Look
+from kestrel_stack.web.actions.server_client import Present
+from kestrel_stack.web.actions.tasks import (
     BROKE,
     DONE,
     FAILED,
@@ -35,13 +35,13 @@ from kestrel_stack.web.tasks import (
     Tasks,
     Work,
 )
-from kestrel_stack.web.turns import Forms, Hold, Holds
+from kestrel_stack.web.actions.turns import Forms, Hold, Holds
 
 if TYPE_CHECKING:
-    from kestrel_stack.web.auth import Identity
+    from kestrel_stack.web.access.auth import Identity
     from kestrel_stack.web.config import Config
-    from kestrel_stack.web.poller import Poller
-    from kestrel_stack.web.store import Store
+    from kestrel_stack.web.polling.poller import Poller
+    from kestrel_stack.web.record.store import Store
 
 log = logging.getLogger("kestrel-web")
 

@@ -25,9 +25,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kestrel_stack.web import audit, database, history, recorder
-from kestrel_stack.web.audit import AuditEntry
-from kestrel_stack.web.database import (
+from kestrel_stack.web.model import View
+from kestrel_stack.web.record import audit, database, history, recorder
+from kestrel_stack.web.record.audit import AuditEntry
+from kestrel_stack.web.record.database import (
     FILE,
     StoreError,
     StoreTrouble,
@@ -35,9 +36,8 @@ from kestrel_stack.web.database import (
     roll_back,
     used_bytes,
 )
-from kestrel_stack.web.history import Sample, ServerSample
-from kestrel_stack.web.model import View
-from kestrel_stack.web.readers import Readers
+from kestrel_stack.web.record.history import Sample, ServerSample
+from kestrel_stack.web.record.readers import Readers
 
 WAIT_S = 3.0
 """So long somebody waits for what must be written."""

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from flask import g, request, session
 
-from kestrel_stack.web import passwords
-from kestrel_stack.web.cookies import Cookies, Visit
-from kestrel_stack.web.sessions import Sessions, new_id
-from kestrel_stack.web.throttle import Limit, Throttle, network
+from kestrel_stack.web.access import passwords
+from kestrel_stack.web.access.cookies import Cookies, Visit
+from kestrel_stack.web.access.sessions import Sessions, new_id
+from kestrel_stack.web.access.throttle import Limit, Throttle, network
 
 if TYPE_CHECKING:
     from kestrel_stack.web.config import Config, User
-    from kestrel_stack.web.store import Store
+    from kestrel_stack.web.record.store import Store
 
 Role = Literal["metrics", "viewer", "operator"]
 RANKS = {"metrics": 0, "viewer": 1, "operator": 2}

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from kestrel_stack.web import database
+from kestrel_stack.web.record import database
 
 
 class _Reader:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kestrel_stack.web import ticks
 from kestrel_stack.web.model import ServerState, View
-from kestrel_stack.web.ticks import DAY, MAX_TIME, QUEUE, SERVER, UNKNOWN, Moment, Sum, Values, scan
+from kestrel_stack.web.record import ticks
+from kestrel_stack.web.record.ticks import DAY, MAX_TIME, QUEUE, SERVER, UNKNOWN, Moment, Sum, Values, scan
 
 MAX_SERIES = 10_000
 """So many queues and servers have a history; of more the first by name."""

@@ -13,7 +13,7 @@ from kestrel_stack.web import keys
 from kestrel_stack.web.model import QueueNumbers, QueueRow, View
 
 if TYPE_CHECKING:
-    from kestrel_stack.web.filters import Filter
+    from kestrel_stack.web.tables.filters import Filter
 
 Value = str | int | float | tuple[str, ...] | None
 

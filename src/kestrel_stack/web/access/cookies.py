@@ -15,8 +15,8 @@ from typing import Any
 from flask import Flask, Request, Response, request
 from flask.sessions import SessionInterface, SessionMixin
 
+from kestrel_stack.web.access.sessions import is_id, new_id
 from kestrel_stack.web.config import Config
-from kestrel_stack.web.sessions import is_id, new_id
 
 CSRF = "csrf_token"
 

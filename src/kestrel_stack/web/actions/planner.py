@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kestrel_stack.queue.servers import Server
-from kestrel_stack.web import keys, requeue
-from kestrel_stack.web.perform import at_once, number
-from kestrel_stack.web.plans import (
+from kestrel_stack.web import keys
+from kestrel_stack.web.actions import requeue
+from kestrel_stack.web.actions.perform import at_once, number
+from kestrel_stack.web.actions.plans import (
     ALLOWED_BY,
     BULK_ACTIONS,
     DESTRUCTIVE,
@@ -22,13 +23,13 @@ from kestrel_stack.web.plans import (
     check_options,
     choice,
 )
-from kestrel_stack.web.requeue import CannotPark
-from kestrel_stack.web.server_client import Present, ServerClient, ServerError
+from kestrel_stack.web.actions.requeue import CannotPark
+from kestrel_stack.web.actions.server_client import Present, ServerClient, ServerError
 
 if TYPE_CHECKING:
-    from kestrel_stack.web.auth import Identity
+    from kestrel_stack.web.access.auth import Identity
     from kestrel_stack.web.config import Config
-    from kestrel_stack.web.poller import Poller
+    from kestrel_stack.web.polling.poller import Poller
 
 BULK_QUEUES = 500
 """So many queues go at a time."""

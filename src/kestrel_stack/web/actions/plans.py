@@ -12,8 +12,8 @@ from kestrel_stack.queue.envelope import Envelope
 from kestrel_stack.queue.errors import InvalidJob
 from kestrel_stack.queue.jobs.parked import Filter
 from kestrel_stack.web import keys
-from kestrel_stack.web.requeue import Described
-from kestrel_stack.web.server_client import STATUSES, Present
+from kestrel_stack.web.actions.requeue import Described
+from kestrel_stack.web.actions.server_client import STATUSES, Present
 
 QUEUE_ACTIONS = ("flush", "flush_expired", "delete", "enqueue", "requeue", "drop")
 SERVER_ACTIONS = ("reload", "status", "shutdown", "flush_expired")

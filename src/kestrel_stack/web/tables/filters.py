@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kestrel_stack.web import patterns
-from kestrel_stack.web.columns import COLUMNS, Column, Value, column
 from kestrel_stack.web.model import QueueRow
+from kestrel_stack.web.tables import patterns
+from kestrel_stack.web.tables.columns import COLUMNS, Column, Value, column
 
 MAX_LENGTH = 500
 """Of a whole filter."""

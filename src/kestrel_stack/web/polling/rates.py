@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kestrel_stack.web.stats import Raw
+from kestrel_stack.web.polling.stats import Raw
 
 WINDOW_S = 10.0
 """Seconds over which a rate is the mean."""

@@ -19,12 +19,12 @@ from flask_wtf.csrf import CSRFError, CSRFProtect
 from werkzeug.wrappers import Response as BaseResponse
 
 from kestrel_stack.web import problems
-from kestrel_stack.web.auth import PROXY_USER, Undeclared, declared, visit
+from kestrel_stack.web.access.auth import PROXY_USER, Undeclared, declared, visit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from kestrel_stack.web.auth import Auth
+    from kestrel_stack.web.access.auth import Auth
     from kestrel_stack.web.config import Config
     from kestrel_stack.web.site import Site
 

@@ -8,9 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kestrel_stack.web import text
-from kestrel_stack.web.plans import VERBS, ActionRefused, show
-from kestrel_stack.web.tasks import Task
+from kestrel_stack.web.actions.plans import VERBS, ActionRefused, show
+from kestrel_stack.web.actions.tasks import Task
+from kestrel_stack.web.tables import text
 
 FORMS = 5000
 """One-time ids of forms that are remembered, to do nothing twice."""

@@ -12,9 +12,9 @@ from typing import Any
 from kestrel_stack.queue.envelope import Envelope
 from kestrel_stack.queue.errors import InvalidEnvelope
 from kestrel_stack.queue.servers import Server
-from kestrel_stack.web.plans import Place, Plan
-from kestrel_stack.web.server_client import NotReached, ServerClient, ServerError, Unknown
-from kestrel_stack.web.tasks import DONE, FAILED, PART, Outcome, Result
+from kestrel_stack.web.actions.plans import Place, Plan
+from kestrel_stack.web.actions.server_client import NotReached, ServerClient, ServerError, Unknown
+from kestrel_stack.web.actions.tasks import DONE, FAILED, PART, Outcome, Result
 
 log = logging.getLogger("kestrel-web")
 

@@ -10,7 +10,7 @@ import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kestrel_stack.web import audit, schema
+from kestrel_stack.web.record import audit, schema
 
 FILE = "kestrel-web.sqlite3"
 LOCK_FILE = "kestrel-web.lock"

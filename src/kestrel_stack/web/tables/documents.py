@@ -12,8 +12,8 @@ from typing import Any
 
 import kestrel_stack
 from kestrel_stack.web import keys
-from kestrel_stack.web.audit import AuditEntry
-from kestrel_stack.web.history import Sample
+from kestrel_stack.web.actions.peek import Head
+from kestrel_stack.web.actions.tasks import Task
 from kestrel_stack.web.model import (
     Alert,
     QueueNumbers,
@@ -22,9 +22,9 @@ from kestrel_stack.web.model import (
     ServerState,
     View,
 )
-from kestrel_stack.web.peek import Head
+from kestrel_stack.web.record.audit import AuditEntry
+from kestrel_stack.web.record.history import Sample
 from kestrel_stack.web.site import Site
-from kestrel_stack.web.tasks import Task
 
 _QUEUE_FIELDS = tuple(one.name for one in fields(QueueNumbers))
 HEAD_FIELDS = (

@@ -17,11 +17,11 @@ import uuid
 from typing import Any
 
 from kestrel_stack.web import keys
+from kestrel_stack.web.alerting.judge import SERVER_KINDS, Name
+from kestrel_stack.web.alerting.webhook import Counters, Delivery, Message
 from kestrel_stack.web.config import Config
-from kestrel_stack.web.judge import SERVER_KINDS, Name
 from kestrel_stack.web.model import Alert, Condition, View
-from kestrel_stack.web.store import Store, StoreTrouble
-from kestrel_stack.web.webhook import Counters, Delivery, Message
+from kestrel_stack.web.record.store import Store, StoreTrouble
 
 KEY = "alerts"
 """In the store."""

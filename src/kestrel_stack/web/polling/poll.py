@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from kestrel_stack.queue.servers import Backoff, Server
-from kestrel_stack.web import admin, keys, stats
-from kestrel_stack.web.line import Closed, Line, LineError
+from kestrel_stack.web import keys
 from kestrel_stack.web.model import ServerNumbers
-from kestrel_stack.web.stats import Answer, Raw
+from kestrel_stack.web.polling import admin, stats
+from kestrel_stack.web.polling.line import Closed, Line, LineError
+from kestrel_stack.web.polling.stats import Answer, Raw
 
 log = logging.getLogger("kestrel-web")
 

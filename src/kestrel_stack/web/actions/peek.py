@@ -14,8 +14,8 @@ from typing import Any
 from kestrel_stack.queue.envelope import MAX_DEPTH, Envelope, ParkedRecord
 from kestrel_stack.queue.errors import InvalidEnvelope, InvalidParkedRecord
 from kestrel_stack.web import keys
+from kestrel_stack.web.actions.server_client import WHOLE_BYTES, ServerClient, ServerError
 from kestrel_stack.web.config import Config
-from kestrel_stack.web.server_client import WHOLE_BYTES, ServerClient, ServerError
 
 FORMS = ("json", "text", "hex")
 MAX_HEX = 16 * 1024

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kestrel_stack.web.store import StoreTrouble
+from kestrel_stack.web.record.store import StoreTrouble
 
 if TYPE_CHECKING:
     from kestrel_stack.web.config import User
-    from kestrel_stack.web.store import Store
+    from kestrel_stack.web.record.store import Store
 
 PER_USER = 50
 """Sessions that one user has at most; the one that rested longest goes first."""

@@ -16,9 +16,9 @@ from dataclasses import fields
 from typing import Any
 
 from kestrel_stack.queue.servers import Server
-from kestrel_stack.web.line import Line, LineError
 from kestrel_stack.web.model import ServerNumbers
-from kestrel_stack.web.stats import Answer, ratio
+from kestrel_stack.web.polling.line import Line, LineError
+from kestrel_stack.web.polling.stats import Answer, ratio
 
 COUNTERS = {
     name: name

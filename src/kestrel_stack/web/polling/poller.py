@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from kestrel_stack.queue.servers import Backoff, Server
-from kestrel_stack.web.ages import Ages
-from kestrel_stack.web.aggregate import Aggregate
+from kestrel_stack.web.alerting.judge import judge
 from kestrel_stack.web.config import Config
-from kestrel_stack.web.judge import judge
 from kestrel_stack.web.model import QueueNumbers, ServerState, View
-from kestrel_stack.web.poll import PollError, Probe, Reading
-from kestrel_stack.web.rates import Rate, Rates
-from kestrel_stack.web.stats import Raw
+from kestrel_stack.web.polling.ages import Ages
+from kestrel_stack.web.polling.aggregate import Aggregate
+from kestrel_stack.web.polling.poll import PollError, Probe, Reading
+from kestrel_stack.web.polling.rates import Rate, Rates
+from kestrel_stack.web.polling.stats import Raw
 
 log = logging.getLogger("kestrel-web")
 

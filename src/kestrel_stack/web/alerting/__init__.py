@@ -1,0 +1,1 @@
+"""When somebody should look, and the webhook that says so."""
