@@ -33,6 +33,8 @@ SHELL_SCRIPTS = (
     "requirements/lock",
 )
 NO_TESTS_COLLECTED = 5
+LONG_SCENARIOS = ("consumers",)
+"""Scenarios for ``--long`` only: what these roles do is in ``default`` as well, less every variable changed."""
 LOGS = CHECKOUT / ".lab" / "test"
 """What stages print while another one's turn to be shown has not come."""
 POLL_SECONDS = 0.1
@@ -114,7 +116,16 @@ def stages(*, long: bool) -> list[Stage]:
     thorough = {"KESTREL_STACK_LONG": "1"} if long else {}
     for name in scenarios():
         about = f"molecule test -s {name}"
-        found.append(Stage(f"molecule-{name}", about, [molecule(name)], docker=True, environment=thorough))
+        found.append(
+            Stage(
+                f"molecule-{name}",
+                about,
+                [molecule(name)],
+                docker=True,
+                long=name in LONG_SCENARIOS,
+                environment=thorough,
+            )
+        )
     found.append(
         Stage(
             "newcomer",

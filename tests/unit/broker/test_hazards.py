@@ -18,7 +18,7 @@ def taken(queue: Queue) -> list[bytes]:
     return [item.data for item in iter(queue.remove, None)]
 
 
-@pytest.mark.parametrize("backlog", [1, 5, 200])
+@pytest.mark.parametrize("backlog", [1, pytest.param(5, marks=pytest.mark.long), 200])
 @pytest.mark.parametrize("memory", [1 << 20, 500])
 @pytest.mark.parametrize("way", ["get", "open", "expire", "push out"])
 def test_a_queue_that_never_empties_does_not_keep_its_archives(make, clock, tmp_path, backlog, memory, way):
