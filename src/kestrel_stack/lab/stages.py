@@ -34,7 +34,7 @@ SHELL_SCRIPTS = (
 )
 NO_TESTS_COLLECTED = 5
 LONG_SCENARIOS = ("consumers",)
-"""Scenarios for ``--long`` only: what these roles do is in ``default`` as well, less every variable changed."""
+"""For ``--long`` only: ``default`` runs these roles as well, though not with every variable changed."""
 LOGS = CHECKOUT / ".lab" / "test"
 """What stages print while another one's turn to be shown has not come."""
 POLL_SECONDS = 0.1
