@@ -62,11 +62,14 @@ HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
     ("Referrer-Policy", "same-origin"),
-    ("Cross-Origin-Opener-Policy", "same-origin"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 )
-HSTS = ("Strict-Transport-Security", "max-age=31536000")
+HTTPS_HEADERS = (
+    ("Strict-Transport-Security", "max-age=31536000"),
+    # Without https browsers ignore it, and complain on every page.
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+)
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LOGIN, LOGOUT = "login.login", "login.logout"
@@ -196,7 +199,7 @@ class Front:
 
 
 def _protected(headers: list[tuple[str, str]], secure: bool) -> list[tuple[str, str]]:
-    ours = (*HEADERS, HSTS) if secure else HEADERS
+    ours = (*HEADERS, *HTTPS_HEADERS) if secure else HEADERS
     names = {name.lower() for name, _ in ours}
     kept = [(name, value) for name, value in headers if name.lower() not in names]
     if not any(name.lower() == "cache-control" for name, _ in kept):
