@@ -223,3 +223,11 @@ def _quoted(name: str) -> str:
 
 def _there_are(known: Mapping[str, Any]) -> str:
     return f"there are {', '.join(known)}" if known else "it has none"
+
+
+OF_THE_TABLE: dict[str, Reader] = {
+    "f": queue_filter,
+    "sort": sort_column,
+    "dir": choice("asc", "desc", default="asc"),
+}
+"""Which queues, and in which order."""

@@ -138,7 +138,7 @@ def _pack(
     if wheels is not None:
         content["requirements.txt"] = wheels.requirements.encode()
         content |= {f"wheels/{path.name}": path.read_bytes() for path in wheels.files}
-    data = _tar(content)
+    data = tar(content)
     digest = hashlib.sha256(data).hexdigest()
     path = cache / "bundles" / f"{digest}.tar"
     if not path.exists():
@@ -151,7 +151,8 @@ def compress(data: bytes) -> bytes:
     return gzip.compress(data, compresslevel=6, mtime=0)
 
 
-def _tar(content: dict[str, bytes]) -> bytes:
+def tar(content: dict[str, bytes]) -> bytes:
+    """Return a tar of files by name, the same bytes whenever it is made."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as made:
         for name, data in content.items():

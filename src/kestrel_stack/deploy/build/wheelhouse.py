@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import sys
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..description import ROOT
 from ..errors import DeployError
 from ..hoststate import Target
+from .bundle import tar
 from .cache import CACHE, write_whole
 from .lock import read_lock
 from .stack import build_checkout_wheel
@@ -31,14 +30,7 @@ def pack(wheels: Wheels) -> bytes:
     """Return the tar: ``requirements.txt`` and ``wheels/``, the same bytes whenever it is made."""
     content = {"requirements.txt": wheels.requirements.encode()}
     content |= {f"wheels/{path.name}": path.read_bytes() for path in wheels.files}
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as made:
-        for name, data in content.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            member.mode = 0o644
-            made.addfile(member, io.BytesIO(data))
-    return packed.getvalue()
+    return tar(content)
 
 
 def build(target: Target, *, root: Path = ROOT, cache: Path = CACHE) -> dict[str, str]:

@@ -93,9 +93,7 @@ def queues() -> Response:
     asked = parameters.read(
         request.args,
         {
-            "f": parameters.queue_filter,
-            "sort": parameters.sort_column,
-            "dir": parameters.choice("asc", "desc", default="asc"),
+            **parameters.OF_THE_TABLE,
             "limit": parameters.whole(1, QUEUES_AT_MOST, QUEUES_AT_ONCE),
             "offset": parameters.whole(0, parameters.MAX_WHOLE, 0),
         },

@@ -36,14 +36,7 @@ AUDIT_HEAD = (
 @role("viewer")
 def queues() -> Response:
     """Send every queue that a filter leaves, in an order, children right behind their parents."""
-    asked = parameters.read(
-        request.args,
-        {
-            "f": parameters.queue_filter,
-            "sort": parameters.sort_column,
-            "dir": parameters.choice("asc", "desc", default="asc"),
-        },
-    )
+    asked = parameters.read(request.args, parameters.OF_THE_TABLE)
     rows = columns.arrange(site().poller.view(), asked["f"], asked["sort"], asked["dir"])
     head = ["key", *map(_head, COLUMNS.values()), "parent", "stale"]
     # All are found before anything is sent: a filter that takes too long is an error, and no half table.
