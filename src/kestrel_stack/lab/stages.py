@@ -33,7 +33,7 @@ SHELL_SCRIPTS = (
     "requirements/lock",
 )
 NO_TESTS_COLLECTED = 5
-LONG_SCENARIOS = ("consumers",)
+LONG_SCENARIOS = ("consumers", "web")
 """For ``--long`` only: ``default`` runs these roles as well, though not with every variable changed."""
 LOGS = CHECKOUT / ".lab" / "test"
 """What stages print while another one's turn to be shown has not come."""

@@ -150,7 +150,10 @@ def test_a_crash_before_any_step_leaves_files_that_say_what_was_owed(tmp_path, m
     change.queue.close()
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(one, marks=pytest.mark.long if at == 1 else ()) for at, one in enumerate(SETTINGS)],
+)
 @pytest.mark.parametrize("error", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.long)])
 def test_a_refusal_at_any_step_costs_at_most_the_change_in_hand(tmp_path, monkeypatch, settings, error):
     """A disk that is full, or fails, at each step in turn; then all goes on, and after a restart, too."""
