@@ -34,8 +34,10 @@ SHELL_SCRIPTS = (
 )
 NO_TESTS_COLLECTED = 5
 LONG_SCENARIOS = ("consumers", "kestrel-release", "web")
-"""For ``--long`` only: ``default`` has these roles as well. What it has not, a release of Kestrel on Java, PHP's
-pages and every variable changed, has tests of its parts in the stages that need no containers.
+"""For ``--long`` only: ``default`` has these roles as well.
+
+What it has not (a release of Kestrel on Java, PHP's pages, every variable changed) has tests of its parts in
+the stages that need no containers.
 """
 LOGS = CHECKOUT / ".lab" / "test"
 """What stages print while another one's turn to be shown has not come."""
