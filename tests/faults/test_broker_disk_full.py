@@ -5,13 +5,12 @@ that crosses the limit is cut short and the next one fails, as on a full disk. O
 """
 
 import contextlib
-import os
 import resource
-import subprocess
 
 import pytest
 
 from support.broker import BrokerProcess, wait_until
+from support.small_disk import small_disk
 from support.traffic import Ledger, running
 
 BIG = b"x" * 300_000  # larger than the broker's log, which the limit holds for as well
@@ -91,19 +90,10 @@ def test_with_a_sync_before_every_reply_it_is_the_same(tmp_path):
         assert broker.drain("jobs") == [BIG]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+@pytest.fixture(name="small_disk")
+def a_small_disk(tmp_path):
+    with small_disk(tmp_path / "disk", "256k") as folder:
+        yield folder
 
 
 def test_a_really_full_disk_refuses_clearly_and_recovers_when_there_is_room(small_disk, tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from kestrel_stack.web.record.store import FILE, Store
 from support.broker import BrokerProcess, wait_until
 from support.kestrel_web import KestrelWeb, clean_environment, servers
+from support.small_disk import small_disk
 
 LIBFAKETIME = [
     *Path("/usr/lib").glob("*/faketime/libfaketime.so.1"),
@@ -125,17 +126,10 @@ def test_files_that_may_not_grow_stop_nothing(web):
     answers(web)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+@pytest.fixture(name="small_disk")
+def a_small_disk(tmp_path):
+    with small_disk(tmp_path / "disk", "1m") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_told_and_everything_goes_on_when_there_is_room(broker, small_disk, tmp_path):

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
 
 from kestrel_stack.consumer import sentry
 from kestrel_stack.consumer.log import Log, Writer
@@ -24,6 +23,7 @@ from kestrel_stack.consumer.signals import Signals
 from kestrel_stack.consumer.worker import Limits, Rules, Worker
 from kestrel_stack.queue import names, settings
 from kestrel_stack.queue.errors import QueueError, SettingsError
+from kestrel_stack.queue.flags import Parser, UsageError
 from kestrel_stack.queue.interface import JobQueue, Queue
 from kestrel_stack.queue.kestrel import KestrelStore
 from kestrel_stack.queue.settings import QueueSettings, Settings
@@ -36,10 +36,6 @@ MIN_UPTIME = 5.0
 """Seconds; more than supervisor's startsecs: it takes any earlier exit for a failed start."""
 
 _APP = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-
-
-class UsageError(Exception):
-    """A wrong flag; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +66,6 @@ class Plan:
         """Return the queue to work on, one or several by priority; nothing is sent yet."""
         queues = [self.store.worker(name, self.start) for name in self.store.queues]
         return queues[0] if len(queues) == 1 else PriorityQueue(queues)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises instead of printing its usage and ending the process."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `UsageError`."""
-        raise UsageError(f"{message}; see --help")
 
 
 def parser() -> argparse.ArgumentParser:

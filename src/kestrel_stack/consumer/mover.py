@@ -41,6 +41,7 @@ from kestrel_stack.queue.errors import (
     ReservationLost,
     ServerUnavailable,
 )
+from kestrel_stack.queue.flags import Parser, UsageError
 from kestrel_stack.queue.servers import Backoff, Server, parse_servers
 
 WAIT = 30.0
@@ -196,7 +197,7 @@ class Lane:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the mover's flags."""
-    made = cli.Parser(
+    made = Parser(
         prog="python -m kestrel_stack.consumer.mover",
         description="Bring jobs back from the delay queues when they are due.",
         epilog="Signals: TERM gives back what is held and ends; USR1 opens the log file again. "
@@ -217,7 +218,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
-    """Return what to do; raise `cli.UsageError` or `QueueError` with one line on what is wrong."""
+    """Return what to do; raise `UsageError` or `QueueError` with one line on what is wrong."""
     given = parser().parse_args(arguments)
     found = settings.load(given.config, environ)
     namespace = given.namespace or found.namespace
@@ -240,7 +241,7 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     try:
         planned = plan(sys.argv[1:] if arguments is None else arguments, environ)
         writer = Writer(planned.debug, file=planned.log_file)
-    except (cli.UsageError, QueueError) as exc:
+    except (UsageError, QueueError) as exc:
         sys.stderr.write(f"mover: {exc}\n")
         return cli.unusable(started, environ)
     except OSError as exc:

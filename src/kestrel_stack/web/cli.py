@@ -17,7 +17,8 @@ EX_FAILED = 1
 EX_CONFIG = 78
 """Exit status for what trying again would not mend: a wrong flag or configuration."""
 
-_NEEDED = ("flask", "flask_wtf", "waitress", "argon2", "prometheus_client")
+_NEEDED = ("argon2", "flask", "flask_wtf", "prometheus_client", "regex", "waitress")
+"""Modules of the extra ``web``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     from kestrel_stack.web import loading
 
-    options = loading.parser().parse_args(arguments)
+    options = loading.parse(arguments)
     config = loading.settle(options, os.environ)
     if options.check:
         print(f"{PROGRAM}: {options.config or 'all'} is in order")

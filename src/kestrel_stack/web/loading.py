@@ -10,12 +10,13 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 from kestrel_stack import __version__
 from kestrel_stack.queue import settings
 from kestrel_stack.queue.errors import InvalidServer, SettingsError
+from kestrel_stack.queue.flags import Parser, UsageError
 from kestrel_stack.queue.servers import Server, parse_servers
 from kestrel_stack.queue.settings import Settings
 from kestrel_stack.web.access import passwords
@@ -49,18 +50,6 @@ _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,99}")
 _NAME = re.compile(r"[^\s:]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NOT_A_USER = ("authorization", "cookie", "host", "origin", "referer", "user-agent", "content-type")
-
-
-class UsageError(ConfigError):
-    """A wrong flag; the message is one line."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises instead of printing its usage and ending the process."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `UsageError`."""
-        raise UsageError(f"{message}; see --help")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,7 +93,15 @@ def parser() -> argparse.ArgumentParser:
 
 def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     """Return the configuration of a command line; raise `ConfigError` with one line about what is wrong."""
-    return settle(parser().parse_args(argv), environ)
+    return settle(parse(argv), environ)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the flags of a command line; raise `ConfigError` with one line about what is wrong."""
+    try:
+        return parser().parse_args(argv)
+    except UsageError as exc:
+        raise ConfigError(str(exc)) from None
 
 
 def settle(options: argparse.Namespace, environ: Mapping[str, str]) -> Config:

@@ -17,6 +17,7 @@ from types import FrameType
 import waitress
 from waitress.task import ThreadedTaskDispatcher
 
+from kestrel_stack.queue.servers import Server
 from kestrel_stack.web.access import security
 from kestrel_stack.web.access.auth import Auth
 from kestrel_stack.web.actions.actions import Actions
@@ -158,8 +159,7 @@ def _why_not(error: OSError, host: str, port: int) -> str:
 
 def address(config: Config, port: int) -> str:
     """Return the URL of the first page."""
-    host = f"[{config.listen}]" if ":" in config.listen else config.listen
-    return f"http://{host}:{port}{config.prefix}/"
+    return f"http://{Server(config.listen, port)}{config.prefix}/"
 
 
 def tell_systemd(message: str) -> None:

@@ -71,6 +71,11 @@ def calls(app, broker) -> list[Call]:
     return list(dict.fromkeys(found))
 
 
+def changing(app, broker):
+    """The calls that would change something, but for logging in and out."""
+    return [call for call in calls(app, broker) if call.endpoint not in PUBLIC and call.methods - set(READS)]
+
+
 def state(broker, web) -> dict[str, object]:
     """What an action would change, on the broker and in the audit log."""
     volatile = ("_age", "_age_msec", "_waiters")
@@ -175,9 +180,7 @@ class TestDefaultDeny:
         before = state(broker, web)
         bob = Visitor(web).logged_in("bob")
         token = bob.token()
-        for call in calls(app, broker):
-            if call.endpoint in PUBLIC or not call.methods - set(READS):
-                continue
+        for call in changing(app, broker):
             answer = bob.post(call.path, {"confirm": "shop_mail", "data": "x"}, token)
             assert answer.status == 403, (call.path, answer.status)
         assert state(broker, web) == before
@@ -218,9 +221,7 @@ class TestChanges:
         before = state(broker, web)
         ann = Visitor(web).logged_in("ann")
         token = ann.token()
-        for call in calls(app, broker):
-            if call.endpoint in PUBLIC or not call.methods - set(READS):
-                continue
+        for call in changing(app, broker):
             fields = {"confirm": "shop_mail", "data": "x", "body": "x"}
             assert ann.post(call.path, fields, token="").status == 400, call.path
             assert ann.post(call.path, fields, token="made-up").status == 400, call.path
@@ -232,9 +233,7 @@ class TestChanges:
         before = state(broker, read_only)
         ann = Visitor(read_only).logged_in("ann")
         token = ann.token()
-        for call in calls(app, broker):
-            if call.endpoint in PUBLIC or not call.methods - set(READS):
-                continue
+        for call in changing(app, broker):
             answer = ann.post(call.path, {"confirm": "shop_mail", "data": "x"}, token)
             assert answer.status == 403, (call.path, answer.status)
             assert b"read-only" in answer.data

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from kestrel_stack.queue import settings
 from kestrel_stack.queue.errors import (
@@ -24,6 +23,7 @@ from kestrel_stack.queue.errors import (
     QueueError,
     SettingsError,
 )
+from kestrel_stack.queue.flags import Parser, UsageError
 from kestrel_stack.queue.interface import Queue
 from kestrel_stack.queue.jobs import ping
 from kestrel_stack.queue.jobs.count import sample
@@ -50,20 +50,8 @@ _WALK = (
 )
 
 
-class UsageError(Exception):
-    """A wrong flag; the message is one line."""
-
-
 class Failed(Exception):  # noqa: N818 - it names what is the matter
     """A command that did not do what was asked; the message is one line."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises instead of printing its usage and ending the process."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `UsageError`."""
-        raise UsageError(f"{message}; see --help")
 
 
 def parser() -> argparse.ArgumentParser:
