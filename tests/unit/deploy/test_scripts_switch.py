@@ -132,6 +132,38 @@ def test_whenever_the_connection_is_lost_the_host_ends_on_one_side_and_says_so(r
     assert running.pages == where
 
 
+def stopped_at(tree, when):
+    """Switch, and send TERM from inside the script at the command that ``when``, shell code, picks out."""
+    trap = f"""moment=0
+    term_at() {{ if [ "$BASHPID" = $$ ]; then moment=$((moment + 1)); if {when}; then kill -TERM $$; fi; fi; }}
+    set -T; trap 'term_at "$BASH_COMMAND"' DEBUG
+    """
+    script = switch(tree, OLD, NEW, pings=PINGS, web="shop")
+    code, lines, err = tree.run(script.replace("phase=begun\n", f"{trap}phase=begun\n", 1))
+    where = NEW if stand(lines) == ["after"] else OLD
+    assert (code, stand(lines)) in ((0, ["after"]), (75, ["before"])), (lines, err)
+    assert said(lines, "trouble") == []
+    assert tree.current == where
+    assert tree.workers == {"shop_a": where, "shop_b": where}
+    assert tree.pages == where
+    return code
+
+
+def test_a_signal_while_the_pings_are_being_started_puts_the_host_back(running):
+    assert stopped_at(running, "[ \"$1\" = 'ping=$!' ]") == 75
+
+
+@pytest.mark.long
+def test_a_signal_at_any_command_leaves_the_host_on_one_side(running):
+    codes = []
+    # The script's own commands, one after the other, until it ends before there are so many.
+    while not codes or codes[-1] != 0 or len(codes) < 60:
+        assert len(codes) < 400
+        running.run_from(OLD)
+        codes.append(stopped_at(running, f'[ "$moment" -eq {len(codes) + 1} ]'))
+    assert 75 in codes
+
+
 def test_whoever_comes_back_can_wait_for_the_end_of_a_switch(running):
     slow = running.mark("slow-start-shop_a")
     process = running.start(switch(running, OLD, NEW))
