@@ -59,6 +59,11 @@ class Lab:
         """Return the path of the login to kestrel-web that the playbook makes."""
         return self.state / "kestrel-web-login.json"
 
+    @property
+    def sentry_login(self) -> Path:
+        """Return the path of the login to Bugsink or Sentry that the playbook makes."""
+        return self.state / "sentry-login.json"
+
     def container(self, host: str) -> str:
         """Return the name of a host's container."""
         return f"{self.prefix}-{host}"
@@ -166,6 +171,7 @@ def containers_yml(lab: Lab, addresses: Mapping[str, str], public_key: str) -> s
                 "deploy_ssh_config": str(lab.ssh_config),
                 "app_host_deploy_keys": [public_key],
                 "kestrel_web_login_file": str(lab.login),
+                "sentry_login_file": str(lab.sentry_login),
             },
         }
     }

@@ -1,4 +1,4 @@
-"""The lab's login to kestrel-web: made once, its owner's alone, and only its hash leaves the file."""
+"""The lab's logins: made once, their owner's alone; of kestrel-web's only the hash leaves the file."""
 
 from __future__ import annotations
 
@@ -59,6 +59,33 @@ def test_hosts_that_ask_at_the_same_time_get_the_same_login(tmp_path: Path) -> N
         thread.join()
     assert len(found) == 8
     assert len(set(found)) == 1
+
+
+def test_a_login_to_sentry_is_an_address_and_a_password_and_keeps_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "state" / "sentry-login.json"
+    assert login.main(["--file", str(file), "--email", "ada@lab.invalid", "--check"]) == 0
+    tried = json.loads(capsys.readouterr().out)
+    assert not file.exists()
+    assert login.main(["--file", str(file), "--email", "ada@lab.invalid"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert first == json.loads(file.read_text())
+    assert first["email"] == tried["email"] == "ada@lab.invalid"
+    assert first["password"] != tried["password"]
+    for more in (["--email", "ben@lab.invalid"], ["--email", "ada@lab.invalid", "--check"]):
+        assert login.main(["--file", str(file), *more]) == 0
+        assert json.loads(capsys.readouterr().out) == first
+
+
+def test_one_kind_of_login_is_not_taken_for_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "login.json"
+    login.ensure(file)
+    assert login.main(["--file", str(file), "--email", "ada@lab.invalid"]) == 1
+    assert "holds no login" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"name": "operator"}', "\0"])
