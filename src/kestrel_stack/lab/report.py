@@ -1,4 +1,4 @@
-"""What ``bin/up`` shows at its end: hosts, jobs, what is not there yet, and what to try next."""
+"""What ``bin/up`` shows at its end: hosts, jobs, where to look, and what to try next."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Summary:
     """Host and address of each of the application's pages."""
     monitors: Sequence[tuple[str, str]] = ()
     """Host and address of each kestrel-web, with how to log in."""
+    errors: Sequence[tuple[str, str]] = ()
+    """What takes the errors of jobs, and its address, with how to log in."""
     try_next: Sequence[str] = ()
-    later: Sequence[str] = ()
 
 
 def add(total: Jobs, more: Mapping[str, Mapping[str, int]]) -> Jobs:
@@ -73,8 +74,8 @@ def show(summary: Summary, out: TextIO) -> None:
         print(f"the application's page on {host}: {address}", file=out)
     for host, address in summary.monitors:
         print(f"kestrel-web on {host}: {address}", file=out)
-    for line in summary.later:
-        console.print(line)
+    for name, address in summary.errors:
+        print(f"{name}: {address}", file=out)
     if summary.try_next:
         console.print("\nTry next:")
         for command in summary.try_next:

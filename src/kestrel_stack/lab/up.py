@@ -42,7 +42,11 @@ PHP_TENANT, PHP_QUEUE = "globex", "hello_world_php"
 """Whose HelloWorld is done in PHP, where the inventory has the queue for it."""
 JOBS_SECONDS = 60.0
 PAGE_SECONDS = 10.0
-LATER = ("not here yet: Sentry (it comes in a later version)",)
+SENTRIES = {
+    # The backend: its name, the variable of its port, that port, and the page that says whether it works.
+    "bugsink": ("Bugsink", "sentry_bugsink_port", 8765, "/health/ready"),
+    "self_hosted": ("Sentry", "sentry_self_hosted_port", 9000, "/_health/"),
+}
 
 
 def lab_of(env: str) -> Lab:
@@ -160,6 +164,8 @@ def _up(run: Run, suite: str, recreate: bool) -> report.Summary:
     pages = _pages(lab, done.addresses, variables)
     run.at = "kestrel-web"
     monitors = _monitors(lab, done.addresses, variables)
+    run.at = "errors"
+    errors = _errors(lab, done.addresses, variables)
     groups = {
         host: [group for group, members in lab.groups.items() if group != "all" and host in members]
         for host in lab.hosts
@@ -173,8 +179,8 @@ def _up(run: Run, suite: str, recreate: bool) -> report.Summary:
         duplicates=duplicates,
         pages=pages,
         monitors=monitors,
-        try_next=_try_next(lab, apps),
-        later=LATER,
+        errors=errors,
+        try_next=_try_next(lab, apps, errors[0][0] if lab.groups.get("sentry") else "the worker's log"),
     )
 
 
@@ -344,43 +350,77 @@ def _monitors(
     found = []
     for host in lab.groups.get("kestrel_web", ()):
         port = int(variables[host].get("kestrel_web_port", 8090))
-        healthz = f"http://{{}}:{port}{variables[host].get('kestrel_web_prefix', '')}/healthz"
-        # On loopback only the host itself can ask.
+        prefix = variables[host].get("kestrel_web_prefix", "")
         own = "kestrel_web_listen_address" not in variables[host]
         address = "127.0.0.1" if own else addresses[host]
-        if own:
-            done = ssh(
-                lab,
-                host,
-                f"curl --silent --show-error --output /dev/null {healthz.format(address)}",
-                user="admin",
-            )
-            why = "" if done.returncode == 0 else engine.last_line(done.stderr)
-        else:
-            why = _unanswered(healthz.format(address))
-        if why:
+        if why := _silence(lab, host, own, f"http://{address}:{port}{prefix}/healthz"):
             raise LabError(
                 f"{host}: kestrel-web at {address}:{port} does not answer ({why}); see: "
                 f"ssh -F {_shown(lab.ssh_config)} {host} sudo journalctl --unit kestrel-web"
             )
-        shown = healthz.format(address).removesuffix("healthz")
+        shown = f"http://{address}:{port}{prefix}/"
         if own:
-            shown += f" there: ssh -F {_shown(lab.ssh_config)} -L {port}:127.0.0.1:{port} {host}"
+            shown += _from_there(lab, host, port)
         if variables[host].get("kestrel_web_generate_login"):
             shown += f" (user {login.read(lab.login)['name']}, password in {_shown(lab.login)})"
         found.append((host, shown))
     return found
 
 
-def _unanswered(address: str) -> str:
-    """Ask for a page; return why there is no answer, or nothing. An error of the server's is an answer."""
+def _errors(
+    lab: Lab, addresses: Mapping[str, str], variables: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """Return what takes the errors of jobs, which answers, and where it is; or that nothing does."""
+    found = []
+    for host in lab.groups.get("sentry", ()):
+        backend = str(variables[host].get("sentry_backend"))
+        if backend not in SENTRIES:
+            continue
+        name, variable, usual, healthy = SENTRIES[backend]
+        port = int(variables[host].get(variable, usual))
+        own = "sentry_listen_address" not in variables[host]
+        address = "127.0.0.1" if own else addresses[host]
+        if why := _silence(lab, host, own, f"http://{address}:{port}{healthy}", strict=True):
+            raise LabError(
+                f"{host}: {name} at {address}:{port} does not answer ({why}); see: "
+                f"ssh -F {_shown(lab.ssh_config)} {host} \"sudo journalctl --unit '{name.lower()}*'\""
+            )
+        shown = str(variables[host].get("sentry_url") or f"http://{address}:{port}/")
+        if own:
+            shown += _from_there(lab, host, port)
+        if variables[host].get("sentry_generate_login"):
+            file = lab.sentry_login
+            shown += f" (user {login.read(file, login.SENTRY_KEYS)['email']}, password in {_shown(file)})"
+        found.append((f"{name} on {host}", shown))
+    if found:
+        return found
+    backends = sorted({str(each.get("sentry_backend")) for each in variables.values()})
+    if backends == ["external"]:
+        return [("errors of jobs", "sent to the project of app_host_sentry_dsn (sentry_backend: external)")]
+    return [("errors of jobs", f"in the workers' logs only (sentry_backend: {', '.join(backends)})")]
+
+
+def _silence(lab: Lab, host: str, own: bool, address: str, *, strict: bool = False) -> str:
+    """Say why a page does not answer, or nothing; on loopback (`own`) only the host itself can ask.
+
+    An error of the server's is an answer, unless `strict`.
+    """
+    if own:
+        fail = "--fail " if strict else ""
+        command = f"curl --silent --show-error {fail}--output /dev/null {shlex.quote(address)}"
+        done = ssh(lab, host, command, user="admin")
+        return "" if done.returncode == 0 else engine.last_line(done.stderr)
     try:
         with urllib.request.urlopen(address, timeout=PAGE_SECONDS):  # noqa: S310
             return ""
-    except urllib.error.HTTPError:
-        return ""
+    except urllib.error.HTTPError as error:
+        return str(error) if strict else ""
     except OSError as error:
         return str(error)
+
+
+def _from_there(lab: Lab, host: str, port: int) -> str:
+    return f" there: ssh -F {_shown(lab.ssh_config)} -L {port}:127.0.0.1:{port} {host}"
 
 
 def _enqueue(lab: Lab, host: str, app: str, tenant: str, job: str, count: int) -> None:
@@ -415,15 +455,17 @@ def _wait_for_jobs(lab: Lab, apps: Mapping[str, str], before: report.Jobs, at: S
         time.sleep(0.2)
 
 
-def _try_next(lab: Lab, apps: Mapping[str, str]) -> list[str]:
+def _try_next(lab: Lab, apps: Mapping[str, str], errors: str) -> list[str]:
     config = _shown(lab.ssh_config)
     host = next(iter(apps), lab.hosts[0])
     app = apps.get(host, "shop")
     env = lab.inventory.name
     enqueue = "venv/bin/python enqueue.py --tenant acme --job HelloWorld --count 5"
+    fails = "venv/bin/python enqueue.py --tenant acme --job PostToPartner"
     return [
         f"{_shown(Path(programs.tool('fab')))} status{'' if env == 'lab' else f' --env {env}'}",
         f"ssh -F {config} deploy@{host} 'cd /srv/{app}/current && {enqueue}'",
+        f"ssh -F {config} deploy@{host} 'cd /srv/{app}/current && {fails}'   # it fails: see {errors}",
         f"ssh -F {config} {host}",
     ]
 

@@ -84,7 +84,7 @@ def test_the_report_in_a_pipe_cuts_no_command_and_no_release() -> None:
         try_next=[command],
         pages=[("web1", "http://172.20.0.14:8080/")],
         monitors=[("monitor1", f"http://172.20.0.15:8090/ (user operator, password in {'x' * 90}.json)")],
-        later=["not here yet: Sentry"],
+        errors=[("Bugsink on monitor1", f"http://172.20.0.15:8765/ (password in {'x' * 120}.json)")],
     )
     report.show(summary, out)
     text = out.getvalue()
@@ -99,3 +99,4 @@ def test_the_report_in_a_pipe_cuts_no_command_and_no_release() -> None:
         f"kestrel-web on monitor1: http://172.20.0.15:8090/ (user operator, password in {'x' * 90}.json)\n"
         in text
     )
+    assert f"\nBugsink on monitor1: http://172.20.0.15:8765/ (password in {'x' * 120}.json)\n" in text
