@@ -19,7 +19,7 @@ class Ready(BaseHTTPRequestHandler):
 
     status = 200
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.send_response(self.status if self.path == "/health/ready" else 404)
         self.end_headers()
 
