@@ -54,6 +54,7 @@ def trim_cache(cache: Path = CACHE, keep: int = 20) -> None:
         "manifests": 10 * keep,
         "wheels": keep,
         "web": keep,
+        "wheelhouse": keep,
         "composer/packages": -(-keep // 4),
         "composer/vendor": -(-keep // 4),
     }

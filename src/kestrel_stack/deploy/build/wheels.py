@@ -37,7 +37,7 @@ class Wheels:
     requirements: str
     """Every package with its hashes, for pip: the lock's and the stack's own."""
     files: tuple[Path, ...]
-    """The lock's wheels, sorted, and the stack's own wheel last."""
+    """The lock's wheels, sorted, and the stack's own wheel last, where it is wanted."""
     key: str
 
     @property
@@ -46,15 +46,20 @@ class Wheels:
         return sum(path.stat().st_size for path in self.files)
 
 
-def build_wheels(lock: Lock, target: Target, stack_wheel: Path, where: str, cache: Path = CACHE) -> Wheels:
+def build_wheels(
+    lock: Lock, target: Target, stack_wheel: Path | None, where: str, cache: Path = CACHE
+) -> Wheels:
     """Fetch the wheels that fit a host, from the cache when they are there.
+
+    What does not run the stack's own code has no ``stack_wheel``.
 
     Raises Refused naming a package that has no wheel for this kind of host, or whose hash differs.
     """
     requirements = lock.for_target(target)
-    own = parse_wheel_filename(stack_wheel.name)[0]
-    if any(canonicalize_name(package.requirement.name) == own for package in lock.packages):
-        raise Refused(f"{where}: {own} is added by the deploy: take it out of the lock")
+    if stack_wheel is not None:
+        own = parse_wheel_filename(stack_wheel.name)[0]
+        if any(canonicalize_name(package.requirement.name) == own for package in lock.packages):
+            raise Refused(f"{where}: {own} is added by the deploy: take it out of the lock")
     files: list[Path] = []
     if requirements:
         key = hashlib.sha256(f"{target}\n{requirements}".encode()).hexdigest()[:20]
@@ -62,9 +67,10 @@ def build_wheels(lock: Lock, target: Target, stack_wheel: Path, where: str, cach
         if not in_use(folder):
             _download(lock, requirements, target, folder, where)
         files = sorted(folder.glob("*.whl"))
-    files.append(stack_wheel)
+    if stack_wheel is not None:
+        files.append(stack_wheel)
     key = venv_key(target, requirements, files)
-    return Wheels(requirements + pinned(stack_wheel), tuple(files), key)
+    return Wheels(requirements + (pinned(stack_wheel) if stack_wheel else ""), tuple(files), key)
 
 
 def pinned(wheel: Path) -> str:
