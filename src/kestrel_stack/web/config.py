@@ -111,6 +111,8 @@ class Config:
     """As much of an item is shown."""
     no_consumers_after_s: float = 60.0
     webhook: Webhook | None = None
+    event_url: str = ""
+    """Where events of parked jobs are, with a placeholder of `kestrel_stack.web.events`; empty: no links."""
     environment: str = ""
     """Shown in the title, so that nobody flushes production by mistake."""
 

@@ -19,6 +19,7 @@ from kestrel_stack.queue.errors import InvalidServer, SettingsError
 from kestrel_stack.queue.flags import Parser, UsageError
 from kestrel_stack.queue.servers import Server, parse_servers
 from kestrel_stack.queue.settings import Settings
+from kestrel_stack.web import events
 from kestrel_stack.web.access import passwords
 from kestrel_stack.web.checks import Values, nearest
 from kestrel_stack.web.config import (
@@ -39,7 +40,7 @@ from kestrel_stack.web.thresholds import limits
 KEYS = tuple(entry.name for entry in fields(Config))
 FLAGS = (
     *("servers", "settings", "listen", "port", "prefix", "state", "admin_port", "interval_s"),
-    *("read_only", "environment"),
+    *("read_only", "environment", "event_url"),
 )
 SECRETS = ("users", "tokens", "webhook")
 """Hashes to guess at, and an address that takes alerts."""
@@ -85,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--interval", type=float, metavar="S", dest="interval_s", help="seconds between polls (default: 2)")
     add("--environment", metavar="NAME", help="shown in the title, for example production")
+    add(
+        *("--event-url",),
+        metavar="URL",
+        help="where events of parked jobs are: an address with {event_id} or {event_uuid} in it",
+    )
     add("--read-only", action="store_true", default=None, help="no action at all, for nobody")
     add("--check", action="store_true", help="check flags and configuration, and end")
     add("--version", action="version", version=f"kestrel-web {__version__}")
@@ -182,6 +188,7 @@ def _check(values: Values, environ: Mapping[str, str]) -> Config:
         peek_bytes=values.whole("peek_bytes", 64 * 1024, 1, 16 * 1024 * 1024),
         no_consumers_after_s=values.seconds("no_consumers_after_s", 60.0, 0, 7 * 86400),
         webhook=_webhook(values),
+        event_url=_event_url(values),
         environment=values.text("environment", "", 40),
     )
     if config.stale_after_s <= interval_s:
@@ -400,6 +407,15 @@ def _webhook(values: Values) -> Webhook | None:
         # Not shown: its path is often a secret.
         raise entry.wrong("url", "must begin with https:// or http:// and a host")
     return Webhook(url, entry.seconds("timeout_s", 5.0, 0.1, 60))
+
+
+def _event_url(values: Values) -> str:
+    text = values.text("event_url", "")
+    wrong = events.problem(text) if text else None
+    if wrong is not None:
+        # Not shown: it may hold a password.
+        raise values.wrong("event_url", wrong)
+    return text
 
 
 def _port_or_none(text: str) -> int | None:

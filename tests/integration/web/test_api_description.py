@@ -29,7 +29,8 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "403", "404",
 def play(tmp_path: Path, *flags: str, timeout: float) -> subprocess.CompletedProcess[str]:
     """Let schemathesis loose on a kestrel-web with a broker of its own."""
     with BrokerProcess(tmp_path) as broker:
-        parked = ParkedRecord("failed", Envelope("Hello", "acme", {}).encode(), attempts=1).encode()
+        job = Envelope("Hello", "acme", {}).encode()
+        parked = ParkedRecord("failed", job, attempts=1, sentry_event="0123456789abcdef" * 2).encode()
         for queue, body in (
             ("plain", b"x"),
             ("f+copy", b"\xff\0"),
@@ -41,7 +42,8 @@ def play(tmp_path: Path, *flags: str, timeout: float) -> subprocess.CompletedPro
         token = {"name": "tester", "role": "operator", "sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}
         # With a login nothing is answered without the token.
         proxy = {"header": "X-Remote-User", "addresses": ["192.0.2.1"]}
-        with KestrelWeb(tmp_path / "web", **servers(broker), tokens=[token], proxy=proxy) as web:
+        known = {"tokens": [token], "proxy": proxy, "event_url": "https://errors.example.org/e/{event_uuid}/"}
+        with KestrelWeb(tmp_path / "web", **servers(broker), **known) as web:
             headers = {"Authorization": f"Bearer {TOKEN}"}
             wait_until(
                 lambda: web.get("/api/v1/queues/plain", headers).status == 200, "the queues to be seen"

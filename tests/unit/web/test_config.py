@@ -74,6 +74,7 @@ def test_every_key_of_the_file_is_taken(write):
                 forwarded_from=["127.0.0.1"],
                 webhook={"url": "https://hooks.example.org/x"},
                 confirm_typed_from=0,
+                event_url="https://errors.example.org/issues/event/{event_uuid}/",
             ),
         ],
         {},
@@ -90,6 +91,7 @@ def test_every_key_of_the_file_is_taken(write):
     assert config.tokens[0].sha256 == "ab" * 32
     assert (config.proxy.operators, config.webhook.timeout_s) == (("ann",), 5.0)
     assert config.login
+    assert config.event_url == "https://errors.example.org/issues/event/{event_uuid}/"
 
 
 def test_the_admin_port_of_all_others_is_on_the_servers_own_address():
@@ -138,6 +140,11 @@ WRONG = [
     ({"history_days": 1.5}, '"history_days" must be a whole number'),
     ({"webhook": {"url": "file:///etc/passwd"}}, "must begin with https://"),
     ({"webhook": {"url": "https://"}}, "must begin with https://"),
+    ({"event_url": "https://h/issues/"}, '"event_url" must have {event_id} or {event_uuid} in it, once'),
+    ({"event_url": "javascript:x{event_id}"}, '"event_url" must be an address like https://'),
+    ({"event_url": "https://a:b@h/{event_id}"}, '"event_url" must hold no user and no password'),
+    ({"event_url": ["https://h/{event_id}"]}, '"event_url" must be a text'),
+    ({"event_url": "https://h/{event_id}" + 1000 * "x"}, '"event_url" must be a text on one line'),
     ({"environment": "a\nb"}, "on one line"),
     ({"state": ""}, '"state" must be a folder'),
 ]
@@ -160,6 +167,7 @@ def test_a_wrong_value_is_refused_by_name(write, content, said):
         (["--interval", "nan"], "--interval must be seconds"),
         (["--admin-port", "x"], "neither a port nor none"),
         (["--listen", "*"], "--listen must be an address"),
+        (["--event-url", "https://h/"], "--event-url must have {event_id} or {event_uuid} in it, once"),
         (["--config", "/nowhere.json"], "/nowhere.json does not exist"),
     ],
 )

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 import kestrel_stack
-from kestrel_stack.web import keys
+from kestrel_stack.web import events, keys
 from kestrel_stack.web.actions.peek import Head
 from kestrel_stack.web.actions.tasks import Task
 from kestrel_stack.web.model import (
@@ -144,9 +144,11 @@ def sample(one: Sample) -> dict[str, Any]:
     }
 
 
-def head(one: Head) -> dict[str, Any]:
+def head(parts: Site, one: Head) -> dict[str, Any]:
     """Return the head of a queue: as text where it is text, else as base64."""
     found = one.as_json()
+    if one.record is not None:
+        found["parked"]["sentry_url"] = events.address(parts.config.event_url, one.record.sentry_event)
     return {name: found.get(name) for name in HEAD_FIELDS}
 
 

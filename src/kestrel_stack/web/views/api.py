@@ -184,7 +184,7 @@ def look(key: str) -> Response:
     head = peek.look(site().config, key, _server(view, address).address if address else _holder(view, key))
     if head.error is not None:
         raise Problem(503, "unavailable", head.error)
-    answer = _json(documents.head(head))
+    answer = _json(documents.head(site(), head))
     answer.headers["Cache-Control"] = "no-store"
     return answer
 

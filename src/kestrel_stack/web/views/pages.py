@@ -26,8 +26,9 @@ from flask import (
 from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 
-from kestrel_stack.web import keys, problems
+from kestrel_stack.web import events, keys, problems
 from kestrel_stack.web.access.auth import role
+from kestrel_stack.web.actions import peek
 from kestrel_stack.web.config import ACTIONS
 from kestrel_stack.web.model import QueueRow, ServerState, View
 from kestrel_stack.web.site import site
@@ -54,6 +55,8 @@ RANGES = {
 CHART_POINTS = 160
 TABLE_POINTS = 24
 SPARK_SECONDS, SPARK_POINTS = 900, 48
+MAX_EVENT_TEXT = 100
+"""Characters of what a parked record calls its event; an id has 36 at most."""
 
 # Serials begin anew with every process.
 _PROCESS = secrets.token_hex(4)
@@ -102,10 +105,17 @@ def why_not(action: str) -> str | None:
     return None
 
 
+def event_url(event: str | None) -> str | None:
+    """Return where the event of a parked job is; None when that is not known."""
+    return events.address(site().config.event_url, event)
+
+
 @blueprint.record_once
 def _globals(state: Any) -> None:
     app: Flask = state.app
-    app.jinja_env.globals.update(path=path, static=static, why_not=why_not, spark=charts.spark)
+    app.jinja_env.globals.update(
+        path=path, static=static, why_not=why_not, event_url=event_url, spark=charts.spark
+    )
     app.jinja_env.filters.update(
         short=text.short,
         exact=text.exact,
@@ -115,6 +125,7 @@ def _globals(state: Any) -> None:
         show=keys.show,
         target_name=_target_name,
         detail=_detail,
+        event_text=_event_text,
         count=text.count,
         size=text.size,
         rate=text.rate,
@@ -123,6 +134,12 @@ def _globals(state: Any) -> None:
     )
     app.jinja_env.trim_blocks = True
     app.jinja_env.lstrip_blocks = True
+
+
+def _event_text(event: str | None) -> str:
+    """Return what a parked record calls its event, which may be anything, as a short text."""
+    shown = peek.visible(event or text.NOTHING)
+    return shown if len(shown) <= MAX_EVENT_TEXT else shown[:MAX_EVENT_TEXT] + "…"
 
 
 def _target_name(target: str) -> str:
