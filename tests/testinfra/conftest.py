@@ -29,6 +29,7 @@ INVENTORY = Path(os.environ.get("KESTREL_STACK_INVENTORY") or CHECKOUT / "ansibl
 LOGS = {
     "kestrel": "sudo journalctl --unit kestrel --lines 30 --no-pager --output cat",
     "kestrel_web": "sudo journalctl --unit 'kestrel-web*' --lines 30 --no-pager --output cat",
+    "sentry": "sudo journalctl --unit 'bugsink*' --lines 30 --no-pager --output cat",
     "consumers": (
         "sudo supervisorctl status; sudo tail -n 20 /var/log/supervisor/supervisord.log;"
         " sudo sh -c 'tail -n 15 /var/log/kestrel-stack/*/*.log'"
