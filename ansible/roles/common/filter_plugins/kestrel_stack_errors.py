@@ -81,8 +81,8 @@ def reach_problems(says: Mapping[str, Any], host: str, others: Iterable[str]) ->
             problems.append("sentry_server_name is empty: give the name that the certificate is for")
     elif there and _is_loopback(listen) and (not says["url"] or _is_loopback(urlsplit(says["url"]).hostname)):
         problems.append(
-            f"sentry_listen_address of {host} is {listen}, which {', '.join(there)} cannot reach: set it to the"
-            " host's kestrel_stack_address, or set sentry_nginx: true with a certificate"
+            f"sentry_listen_address of {host} is {listen}, which {', '.join(there)} cannot reach: set it to"
+            " the host's kestrel_stack_address, or set sentry_nginx: true with a certificate"
         )
     return problems + _login_problems(says)
 
@@ -92,7 +92,8 @@ def _login_problems(says: Mapping[str, Any]) -> list[str]:
         problems = []
         if not says["login_file"]:
             problems.append(
-                "sentry_login_file is empty: say where on the controller sentry_generate_login keeps the login"
+                "sentry_login_file is empty: say where on the controller sentry_generate_login keeps the"
+                " login"
             )
         if says["admin_password"]:
             problems.append(
@@ -102,8 +103,8 @@ def _login_problems(says: Mapping[str, Any]) -> list[str]:
     if not says["admin_email"] or not says["admin_password"]:
         empty = [f"sentry_{name}" for name in ("admin_email", "admin_password") if not says[name]]
         return [
-            f"{' and '.join(empty)} {'are' if len(empty) > 1 else 'is'} empty, so nobody could log in: set both,"
-            " the password from a vault, or for a lab sentry_generate_login: true"
+            f"{' and '.join(empty)} {'are' if len(empty) > 1 else 'is'} empty, so nobody could log in: set"
+            " both, the password from a vault, or for a lab sentry_generate_login: true"
         ]
     problems = email_problems(says["admin_email"])
     if len(str(says["admin_password"])) < PASSWORD_LENGTH:
@@ -143,10 +144,10 @@ def url_problems(text: Any) -> list[str]:
 
 
 def names_problems(names: Mapping[str, Any]) -> list[str]:
-    """Say which names of a team, a project or an organisation are not legal; `names` maps variable to name."""
+    """Say which names of teams, projects and organisations are not legal; `names` is by variable."""
     return [
-        f"{variable} {str(name)!r} is not legal: a letter or digit, then up to 49 of A-Z, a-z, 0-9, ., _, - and"
-        " blank"
+        f"{variable} {str(name)!r} is not legal: a letter or digit, then up to 49 of A-Z, a-z, 0-9, ., _, -"
+        " and blank"
         for variable, name in names.items()
         if not _NAME.match(str(name))
     ]
@@ -164,8 +165,8 @@ def secret_key_problems(key: Any) -> list[str]:
     if not key or (_PRINTABLE.match(str(key)) and len(str(key)) >= SECRET_LENGTH):
         return []
     return [
-        f"sentry_secret_key must have at least {SECRET_LENGTH} characters without blanks: leave it empty, or make"
-        " one with `openssl rand -hex 32`"
+        f"sentry_secret_key must have at least {SECRET_LENGTH} characters without blanks: leave it empty, or"
+        " make one with `openssl rand -hex 32`"
     ]
 
 
@@ -222,9 +223,9 @@ def warnings(says: Mapping[str, Any], host: str) -> list[str]:
     if says["nginx"] or _is_loopback(says["listen_address"]):
         return []
     return [
-        f"sentry_listen_address {says['listen_address']!s} of {host} speaks HTTP: passwords and what errors tell of"
-        " your users can be read on the way; set sentry_nginx: true with a certificate, or keep it to a network"
-        " that you trust"
+        f"sentry_listen_address {says['listen_address']!s} of {host} speaks HTTP: passwords and what errors"
+        " tell of your users can be read on the way; set sentry_nginx: true with a certificate, or keep it to"
+        " a network that you trust"
     ]
 
 
