@@ -133,7 +133,9 @@ def check_failed_job(event, worker, level):
     assert (error["type"], error["value"]) == ("ValueError", "broken")
     last = error["stacktrace"]["frames"][-1]
     assert (last["function"], last["context_line"].strip()) == ("fail", 'raise ValueError("broken")')
-    assert crumbs(event) == ["a detail", "going on"]
+    detail, going_on = crumbs(event)
+    assert detail == "a detail number=1"
+    assert going_on == f"going on text={'x' * 5000}"[: sentry.MAX_CRUMB_TEXT]
     assert KEY not in worker.log
 
 
@@ -253,12 +255,14 @@ def test_a_sentry_that_is_down_is_told_once_and_when_it_is_back(app, broker, ser
     for _ in range(3):
         reporter.report(sentry.make_event("A", "b", level="error", tags={}))
     reporter.close(10)
-    assert [level for level, event, _ in log if event == "sentry is away"] == ["warning", "debug", "debug"]
+    assert [level for level, event, _ in log if event == "sentry is away"] == ["warning"]
+    assert [level for level, event, _ in log if event == "sentry is still away"] == ["debug", "debug"]
     reporter._dsn = sentry.Dsn.parse(server.dsn)
     reporter.report(sentry.make_event("A", "b", level="error", tags={}))
     reporter.close(10)
-    assert log[-1][:2] == ("info", "sentry is back")
-    assert log[-1][2] == {"not_reported": 3}
+    (back,) = [fields for _, event, fields in log if event == "sentry is back"]
+    assert back["not_reported"] == 3
+    assert log[-1] == ("info", "errors", {"reported": 1, "repeated": 0, "not_reported": 3})
     assert KEY not in repr(log)
 
 
@@ -275,14 +279,17 @@ def test_what_waits_is_bounded_and_the_rest_is_counted(server):
     server.hang.clear()
     log = []
     reporter = sentry.Reporter(
-        *(sentry.Dsn.parse(server.dsn), Log(lambda *line: log.append(line)), {}), timeout=30, waiting=5
+        *(sentry.Dsn.parse(server.dsn), Log(lambda *line: log.append(line)), {}), timeout=30, waiting=5, repeats=sentry.Repeats(100)
     )
     reporter.report(sentry.make_event("A", "b", level="error", tags={}))
     wait_until(lambda: server.requests, "the first to be sent")
     for _ in range(20):
         reporter.report(sentry.make_event("A", "b", level="error", tags={}))
     reporter.close(0)
-    assert log[-1] == ("warning", "errors were not reported", {"count": 21})
+    assert log == [
+        ("warning", "errors were not reported", {"count": 21}),
+        ("info", "errors", {"reported": 0, "repeated": 0, "not_reported": 21}),
+    ]
     server.hang.set()
     wait_until(lambda: len(server.events) == 6, "those that waited")
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import ssl
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import brotli
 
@@ -14,13 +17,18 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 
 class SentryServer:
-    """A context manager. `events` are those that it took; `status` is what it answers."""
+    """A context manager. `events` are those that it took; `status` is what it answers.
 
-    def __init__(self) -> None:
+    `tls` is a file with a key and a certificate.
+    """
+
+    def __init__(self, port: int = 0, tls: Path | None = None) -> None:
         self.events: list[dict] = []
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.status = 200
         self.headers: dict[str, str] = {}
+        self.body: bytes | None = None
+        """What it answers instead of the event's id."""
         self.hang = threading.Event()
         self.hang.set()
         outer = self
@@ -39,20 +47,32 @@ class SentryServer:
                 # A client that waited in vain has gone.
                 with contextlib.suppress(ConnectionError):
                     self.send_response(outer.status)
-                    for name, value in outer.headers.items():
+                    for name, value in {"Content-Type": "application/json", **outer.headers}.items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(b"{}")
+                    told = json.dumps({"id": json.loads(body.partition(b"\n")[0]).get("event_id")}).encode()
+                    self.wfile.write(told if outer.body is None else outer.body)
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+
+    @property
+    def port(self) -> int:
+        return self._server.server_port
 
     @property
     def dsn(self) -> str:
-        return f"http://{KEY}@127.0.0.1:{self._server.server_port}/sub/7"
+        return f"{self._scheme}://{KEY}@127.0.0.1:{self.port}/sub/7"
 
     def __enter__(self) -> SentryServer:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -77,3 +97,16 @@ def events_of(body: bytes) -> list[dict]:
         if item["type"] == "event":
             found.append(json.loads(data))
     return found
+
+
+def make_certificate(folder: Path, name: str) -> Path:
+    """A key and a certificate of its own making, in one file; `name` like ``DNS:errors.example``."""
+    made = folder / f"{name.replace(':', '-')}.pem"
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", str(made)]
+    about = ["-days", "2", "-subj", "/CN=errors", "-addext", f"subjectAltName={name}"]
+    certificate = made.with_suffix(".crt")
+    subprocess.run(
+        ["openssl", "req", "-x509", *key, *about, "-out", str(certificate)], check=True, capture_output=True
+    )
+    made.write_text(made.read_text() + certificate.read_text())
+    return made

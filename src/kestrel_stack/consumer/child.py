@@ -20,13 +20,13 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kestrel_stack.consumer import frames, reporting
+from kestrel_stack.consumer import frames, reporting, sentry
 from kestrel_stack.consumer.log import Log, Sink
 from kestrel_stack.consumer.registry import Context, Job, Registry
 from kestrel_stack.consumer.retry import Park, Retry, next_delay
@@ -60,10 +60,15 @@ class Pipe:
         self._lock = threading.Lock()
         self._socket.close()
 
-    def send(self, head: dict[str, Any]) -> None:
+    def send(self, head: dict[str, Any], body: bytes = b"") -> None:
         """Send a message to the parent."""
         with self._lock:
-            self._socket.sendall(frames.encode(head))
+            self._socket.sendall(frames.encode(head, body))
+
+    def pass_on(self, envelope: bytes) -> None:
+        """Have the parent send an envelope to Sentry."""
+        with contextlib.suppress(OSError):
+            self.send({"type": "envelope"}, envelope)
 
     def receive(self) -> tuple[dict[str, Any], bytes] | None:
         """Return the parent's next message, or None when it has gone."""
@@ -109,7 +114,7 @@ def main(arguments: list[str]) -> int:
         "server_name": os.environ.get("KESTREL_STACK_HOST"),
     }
     # After the application, which may have set it up itself.
-    reports = reporting.find(about, os.environ.get("SENTRY_DSN"))
+    reports = reporting.find(about, os.environ.get("SENTRY_DSN"), pipe.pass_on)
     pipe.send({"type": "ready", "jobs": registry.names})
     process = os.getpid()
     while (message := pipe.receive()) is not None:
@@ -181,8 +186,9 @@ def run(
     )
     if reports is None:
         return attempt(registry, function, job["data"], context)[0]
-    tags = {key: of[key] for key in ("job", "queue", "tenant", "attempt")} | {"release": context.release}
-    with reports.job(tags):
+    tags = {key: of[key] for key in ("job", "queue", "tenant", "attempt")}
+    tags |= {"release": context.release, "job_id": job["id"]}
+    with reports.job(tags, _contexts(job, head["delays"])):
         answer, exc = attempt(registry, function, job["data"], context)
         if exc is not None:
             lasts = answer.get("asks") == "park" or next_delay(context.attempt, head["delays"]) is None
@@ -191,6 +197,21 @@ def run(
             with contextlib.suppress(Exception):
                 answer |= reports.failed(exc, answer["error"], _outside(exc), level, tags)
         return answer
+
+
+def _contexts(job: Mapping[str, Any], delays: Sequence[int]) -> dict[str, Mapping[str, object]]:
+    """Return what Sentry may know of a job; its data is nobody's business but the application's."""
+    found: dict[str, Mapping[str, object]] = {
+        "job": {
+            "type": "job",
+            "id": job["id"],
+            "attempt": f"{int(job['attempt'])} of {len(delays) + 1}",
+            "enqueued_at": sentry.time_text(int(job["enqueued_at"]) / 1000),
+        }
+    }
+    if trace := sentry.trace_of(job.get("trace")):
+        found["trace"] = {"type": "trace", **trace}
+    return found
 
 
 def attempt(

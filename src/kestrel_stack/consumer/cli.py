@@ -205,7 +205,9 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     if planned.environment:
         for_child["KESTREL_STACK_ENVIRONMENT"] = planned.environment
     reporter = _reporter(planned, environ, for_child, log)
-    runner = Runner(planned.app, log, signals, for_child)
+    runner = Runner(
+        *(planned.app, log, signals, for_child), pass_on=None if reporter is None else reporter.pass_on
+    )
     queue = planned.open()
     responder = None if planned.limits.once else _responder(planned, log)
     worker = Worker(

@@ -46,7 +46,7 @@ class Outcome:
 
     `asks` is ``park`` or ``retry`` when the job said so, `delay` the one it asked for. `died` when the child
     did, `replace` when the child must not do another job. `sentry_event` is what the child has reported,
-    `event` what it wants to be reported.
+    `event` what it wants to be reported; `repeated` when it has not reported it, since it reported the same.
     """
 
     done: bool
@@ -59,10 +59,14 @@ class Outcome:
     replace: bool = False
     sentry_event: str | None = None
     event: Mapping[str, Any] | None = None
+    repeated: bool = False
 
 
 class Runner:
-    """One child at a time. `watch` descriptors and signals are looked at while a job runs."""
+    """One child at a time. `watch` descriptors and signals are looked at while a job runs.
+
+    `pass_on` takes the envelopes that the child would send to Sentry.
+    """
 
     def __init__(
         self,
@@ -71,7 +75,9 @@ class Runner:
         signals: Signals,
         environ: Mapping[str, str] | None = None,
         start_timeout: float = START_TIMEOUT,
+        pass_on: Callable[[bytes], object] | None = None,
     ):
+        self._pass_on = pass_on
         self._app = app
         self._log = log
         self._sink = log.sink
@@ -314,16 +320,19 @@ class Runner:
                 self._close_socket()
                 return
             try:
-                for message, _ in self._decoder.feed(data):
-                    self._sort(message)
+                for message, body in self._decoder.feed(data):
+                    self._sort(message, body)
             except frames.BrokenFrame as exc:
                 self._broken = str(exc)
 
-    def _sort(self, message: dict[str, Any]) -> None:
+    def _sort(self, message: dict[str, Any], body: bytes) -> None:
         kind = message.get("type")
         if kind == "log":
             self._output.drain()
             self._log_for_job(message)
+        elif kind == "envelope":
+            if self._pass_on is not None:
+                self._pass_on(body)
         elif kind in ("ready", "unusable") or (kind == "result" and message.get("number") == self._number):
             self._inbox.append(message)
 
@@ -358,6 +367,7 @@ class Runner:
             replace=replace,
             sentry_event=message.get("sentry_event"),
             event=message.get("event"),
+            repeated=bool(message.get("repeated")),
         )
 
     def _ending(self) -> str | None:

@@ -68,6 +68,8 @@ class End:
 
 
 DONE = End("done")
+OF_JOB = ("queue", "job", "id", "tenant", "attempt")
+"""The fields that every line about a job has; an event has them as tags."""
 LEVELS = {"done": "info", "retry": "warning", "parked": "error", "lost": "warning"}
 LOST = "The connection was lost while the job ran: it will be delivered again."
 
@@ -348,6 +350,7 @@ class Worker:
             "queue": reservation.queue,
             "tenant": envelope.tenant,
             "attempt": envelope.attempt,
+            "job_id": envelope.id,
         }
         sentry_event = self._reported(outcome, "error" if delay is None else "warning", tags)
         if delay is None:
@@ -360,7 +363,9 @@ class Worker:
 
     def _reported(self, outcome: Outcome, level: str, tags: dict[str, object]) -> str | None:
         """Report a failed job, unless the child has; return the event's id."""
-        if outcome.sentry_event is not None or self._reporter is None:
+        if outcome.repeated and self._reporter is not None:
+            self._reporter.note_repeated()
+        if outcome.sentry_event is not None or outcome.repeated or self._reporter is None:
             return outcome.sentry_event
         if outcome.event is not None:
             return self._reporter.report(outcome.event)
@@ -371,7 +376,10 @@ class Worker:
         """Report what no child can report: its death, a job that took too long, an item that is no job."""
         if self._reporter is None:
             return None
-        lines = [(at, "debug", event, fields) for at, event, fields in self._runner.kept.lines()]
+        lines = [
+            (at, "debug", event, {key: content for key, content in fields.items() if key not in OF_JOB})
+            for at, event, fields in self._runner.kept.lines()
+        ]
         extra = {"stderr": stack} if stack else {}
         return self._reporter.report(
             sentry.make_event(kind, reason, level=level, tags=tags, crumbs=lines, extra=extra)
