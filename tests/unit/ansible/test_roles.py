@@ -32,7 +32,7 @@ def defaults(role: Path) -> dict:
 
 
 def test_there_are_roles():
-    assert {"common", "app_host", "kestrel", "supervisor", "consumers", "web", "kestrel_web"} <= {
+    assert {"common", "app_host", "kestrel", "supervisor", "consumers", "web", "kestrel_web", "sentry"} <= {
         role.name for role in ROLES
     }
 

@@ -24,6 +24,8 @@ _HOST = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\Z"
 )
 _DATABASE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}\Z")
+_PLACEHOLDER = re.compile(r"\{event_id\}|\{event_uuid\}")
+_EVENT_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+/[!-~]*\Z")
 _PRINTABLE = re.compile(r"[!-~]+\Z")
 
 
@@ -218,6 +220,19 @@ def postgresql_problems(database: Any, kind: Any) -> list[str]:
     return problems
 
 
+def event_url_problems(text: Any, variable: str) -> list[str]:
+    """Say what is wrong with the address of an event's page; empty is none, and right."""
+    parts = _PLACEHOLDER.split(str(text))
+    if not text or (
+        _EVENT_URL.match(parts[0]) and len(parts) == 2 and not re.search(r"[{}]", "".join(parts))
+    ):
+        return []
+    return [
+        f"{variable} must be like https://errors.example.com/event/{{event_id}}/: http or https, and once"
+        " {event_id} or {event_uuid} in its path"
+    ]
+
+
 def warnings(says: Mapping[str, Any], host: str) -> list[str]:
     """Say what is let through though it should be known; `says` is as for `url`."""
     if says["nginx"] or _is_loopback(says["listen_address"]):
@@ -288,6 +303,7 @@ class FilterModule:
             "kestrel_stack_sentry_secret_key_problems": secret_key_problems,
             "kestrel_stack_sentry_mail_problems": mail_problems,
             "kestrel_stack_sentry_postgresql_problems": postgresql_problems,
+            "kestrel_stack_event_url_problems": event_url_problems,
             "kestrel_stack_sentry_warnings": warnings,
             "kestrel_stack_sentry_summary": summary,
         }
