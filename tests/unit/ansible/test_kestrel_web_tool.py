@@ -32,7 +32,6 @@ class Host:
             "ROOT": self.root,
             "CONFIGURATION": self.etc,
             "UNIT_FILE": self.unit,
-            "CURRENT": self.root / "current",
             "STARTED": self.root / ".started",
             "FORMER": self.etc / "former",
             "DATABASE": folder / "state" / "kestrel-web.sqlite3",
@@ -210,7 +209,7 @@ def test_a_release_is_made_once_out_of_what_was_sent(host, tmp_path, monkeypatch
         folder.mkdir()
         seen.update({path.name: path.read_bytes() for path in unpacked.rglob("*") if path.is_file()})
 
-    monkeypatch.setattr(host.tool, "build", build)
+    monkeypatch.setattr(host.tool.releases, "build", build)
     path = packed(tmp_path, {"requirements.txt": b"a==1", "wheels/a-1-py3-none-any.whl": b"a"})
     assert install(host, path) == {"changed": True, "release": NEW}
     assert seen == {"requirements.txt": b"a==1", "a-1-py3-none-any.whl": b"a"}
@@ -236,7 +235,7 @@ def test_what_arrived_damaged_or_does_not_build_leaves_no_half_a_release(host, t
         folder.mkdir()
         raise host.tool.Failed("pip failed")
 
-    monkeypatch.setattr(host.tool, "build", build)
+    monkeypatch.setattr(host.tool.releases, "build", build)
     with pytest.raises(host.tool.Failed, match="pip failed"):
         install(host, path)
     assert not (host.root / "releases" / NEW).exists()
