@@ -1,0 +1,25 @@
+"""Write the lock of an older Bugsink: ``older_lock.py LOCK OLDER TO``, LOCK with the entries of OLDER."""
+
+import re
+import sys
+from pathlib import Path
+
+
+def main(lock: Path, older: Path, to: Path) -> None:
+    """Replace the entries; one that LOCK does not have is a mistake."""
+    text = lock.read_text(encoding="utf-8")
+    for line in older.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        name, _, entry = line.partition("==")
+        version, _, digest = entry.partition(" ")
+        block = re.compile(rf"^{re.escape(name)}==.*\n(?:    .*\n)*", re.MULTILINE)
+        text, found = block.subn(f"{name}=={version} \\\\\n    {digest}\n", text)
+        if found != 1:
+            raise SystemExit(f"{lock} has {found} entries of {name}")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
