@@ -17,7 +17,9 @@ from kestrel_stack.deploy import commands, description
 from kestrel_stack.deploy.commands import Ask, AskPace, AskRollback
 from kestrel_stack.deploy.errors import DONE, FAILED, REFUSED, DeployError
 from kestrel_stack.deploy.report import Report
+from support.bugsink import Bugsink
 from support.deploy import GitApp, wait_for
+from support.receiver import Receiver
 from support.slow_line import SlowLine
 from support.ssh_server import ROOT, Machine
 
@@ -50,7 +52,7 @@ class Lab:
             (folder / name).mkdir()
             self.machines[name] = Machine(folder / name)
         hosts = tuple(machine.host(name) for name, machine in self.machines.items())
-        self.environment = Environment("lab", "srv", "shop", hosts)
+        self.environment = Environment("lab", "srv", "shop", hosts, "production")
         self.app = GitApp(folder / "application")
         self.app.write(
             "deploy.yml", (self.app.path / "deploy.yml").read_text().replace("keep: 5", "") + HOOKS
@@ -289,3 +291,48 @@ def test_a_refusal_to_confirm_changes_nothing(lab, monkeypatch):
     assert lab.current == dict.fromkeys(NAMES)
     lab.assert_clean()
     assert lab.deploy(yes=True) == (DONE, "")
+
+
+def _told_by(lab, text):
+    """Have the application's deploy.yml end with this."""
+    file = lab.app.path / "deploy.yml"
+    lab.app.write("deploy.yml", file.read_text().partition("\nafter:")[0] + f"\nafter: {text}\n")
+    return lab.app.commit()
+
+
+def test_bugsink_learns_of_the_release_and_never_changes_how_a_deploy_ends(
+    lab, tmp_path, monkeypatch, capsys
+):
+    with Bugsink(tmp_path / "bugsink") as bugsink:
+        monkeypatch.setenv("BUGSINK_AUTH_TOKEN", bugsink.token)
+        after = f"{{bugsink: {{url: '{bugsink.url}', projects: [shop]}}}}"
+        _told_by(lab, after)
+        assert lab.deploy() == (DONE, "")
+        first = lab.one()
+        assert f"Bugsink knows release {first} in shop" in capsys.readouterr().out
+        found = bugsink.get("releases/", project=bugsink.project)["results"]
+        assert [one["version"] for one in found] == [first]
+    lab.change()
+    assert lab.deploy() == (DONE, "")
+    said = capsys.readouterr().out
+    assert "Bugsink was not told of it: 127.0.0.1: Connection refused" in said
+    assert bugsink.token not in said
+    second = lab.one()
+    assert second > first
+    _told_by(lab, after.replace("http://", "http://me:hidden@"))
+    code, error = lab.deploy()
+    assert (code, "after.bugsink.url must be an address" in error, "hidden" in error) == (
+        REFUSED,
+        True,
+        False,
+    )
+    assert lab.one() == second
+
+
+def test_sentrys_marker_has_the_environment_that_errors_come_with(lab, monkeypatch):
+    monkeypatch.setenv("SENTRY_AUTH_TOKEN", "sntrys_0123456789abcdef")
+    with Receiver() as sentry:
+        _told_by(lab, f"{{sentry: {{url: '{sentry.url}', organization: acme, projects: [shop]}}}}")
+        assert lab.deploy() == (DONE, "")
+        assert sentry.requests[1].path.endswith(f"/releases/{lab.one()}/deploys/")
+        assert sentry.requests[1].json["environment"] == "production"

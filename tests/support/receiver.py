@@ -38,7 +38,7 @@ class Receiver:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 outer.requests.append(Request(self.command, self.path, dict(self.headers), body))
                 if outer.hang:
                     outer.over.wait()

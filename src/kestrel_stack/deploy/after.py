@@ -1,7 +1,7 @@
-"""What follows a deploy: a release with its commits and a deploy marker in Sentry, a message to a webhook.
+"""What follows a deploy: Sentry and Bugsink learn of the release, a webhook gets a message.
 
 By then the hosts run what they should run. So nothing here may fail a deploy or hold it up: every step is
-bounded, and what does not work is one line of warning. The token comes from the environment alone. Neither it
+bounded, and what does not work is one line of warning. Tokens come from the environment alone. Neither they
 nor a webhook's address, which usually holds one as well, is ever shown.
 """
 
@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -26,10 +27,11 @@ from .errors import Refused
 from .keys import mapping
 
 TIMEOUT = 10.0
-"""Seconds that Sentry gets for all of its requests, and the webhook for its one."""
+"""Seconds that Sentry and Bugsink each get for all of their requests, and the webhook for its one."""
 MAX_COMMITS = 200
 """The newest commits of a deploy that Sentry is told of; it matches errors with them by their files."""
 TOKEN = "SENTRY_AUTH_TOKEN"  # noqa: S105 - the name of the variable
+BUGSINK_TOKEN = "BUGSINK_AUTH_TOKEN"  # noqa: S105 - the name of the variable
 SENTRY_URL = "https://sentry.io"
 
 _ENVIRONMENT_NAME = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)\Z")
@@ -37,10 +39,24 @@ _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")
 _SENTRY_HINTS = {
     401: f"; is what {TOKEN} holds right?",
     403: "; the token needs the scope project:releases",
-    404: "; are url, organization and projects right?",
+    404: "; are url, organization and projects right (a Bugsink is told by after.bugsink)?",
+}
+_BUGSINK_HINTS = {
+    401: f"; is what {BUGSINK_TOKEN} holds right?",
+    403: "; the token needs releases:create, and projects:read where a project is given by its slug",
+    404: "; is url that of a Bugsink?",
 }
 _REV = re.compile(r"[0-9a-f]{7,64}\Z")
-_KEYS = {"after": ("sentry", "webhook"), "after.sentry": ("url", "organization", "projects")}
+_KEYS = {
+    "after": ("sentry", "bugsink", "webhook"),
+    "after.sentry": ("url", "organization", "projects"),
+    "after.bugsink": ("url", "projects"),
+}
+_SENTRY_SCOPE = "scope project:releases"
+_BUGSINK_SCOPE = "releases:create and projects:read"
+_MAX_ANSWER = 4 * 1024 * 1024
+_MAX_PAGES = 20
+"""Of Bugsink's list of projects, 250 on each."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +70,22 @@ class Sentry:
 
 
 @dataclass(frozen=True)
+class Bugsink:
+    """A Bugsink that is told of a release. It has no organizations, commits and deploys."""
+
+    url: str
+    projects: tuple[str | int, ...]
+    """Slugs of the projects whose errors come from this application, or their numbers."""
+
+
+@dataclass(frozen=True)
 class AfterSpec:
     """Who is told of a deploy; empty: nobody."""
 
     sentry: Sentry | None = None
     webhook: str = field(default="", repr=False)
     """Where a message is posted: an address, or ``$NAME`` for one in this variable; empty: nowhere."""
+    bugsink: Bugsink | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,7 @@ class Deployed:
     app: str
     environment: str
     release: str
-    """The release's name, which is what the workers report to Sentry as their release."""
+    """The release's name, which is what the workers report their errors with."""
     rev: str
     hosts: tuple[str, ...]
     seconds: float
@@ -89,6 +115,8 @@ class Deployed:
     path: str = ""
     """The application's folder inside the repository, whose commits count; empty: all of them."""
     started_at: datetime | None = None
+    reported: str = ""
+    """The environment that workers report their errors with; empty: ``environment``."""
 
 
 # --- deploy.yml ---------------------------------------------------------------------------------------
@@ -99,10 +127,11 @@ def parse_after(value: Any, where: str) -> AfterSpec:
     if value is None:
         return AfterSpec()
     data = mapping(value, "after", _KEYS["after"], where)
-    sentry = data.get("sentry")
+    sentry, bugsink = data.get("sentry"), data.get("bugsink")
     return AfterSpec(
         None if sentry is None else _sentry(sentry, where),
         _webhook(data.get("webhook"), where),
+        None if bugsink is None else _bugsink(bugsink, where),
     )
 
 
@@ -126,6 +155,28 @@ def _sentry(value: Any, where: str) -> Sentry:
             f"{where}: after.sentry.url must be an address such as {SENTRY_URL}, and hold no password"
         )
     return Sentry(organization, tuple(projects), url.rstrip("/"))
+
+
+def _bugsink(value: Any, where: str) -> Bugsink:
+    data = mapping(value, "after.bugsink", _KEYS["after.bugsink"], where)
+    url, projects = data.get("url"), data.get("projects")
+    if not _is_address(url) or urllib.parse.urlsplit(url).query:
+        raise Refused(
+            f"{where}: after.bugsink.url must be an address such as https://errors.example.com, and hold no"
+            " password"
+        )
+    if not isinstance(projects, list) or not projects or not all(map(_is_project, projects)):
+        raise Refused(
+            f"{where}: after.bugsink.projects is {projects!r}; it must be a list of projects' slugs, or of"
+            " their numbers (the end of a DSN)"
+        )
+    return Bugsink(url.rstrip("/"), tuple(projects))
+
+
+def _is_project(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(_SLUG.match(value))
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 def _webhook(value: Any, where: str) -> str:
@@ -154,8 +205,10 @@ def problems(spec: AfterSpec, environ: Mapping[str, str] | None = None) -> list[
     environ = os.environ if environ is None else environ
     found = []
     if spec.sentry is not None and not environ.get(TOKEN):
+        found.append(f"Sentry cannot be told of a deploy: set {TOKEN} in the environment ({_SENTRY_SCOPE})")
+    if spec.bugsink is not None and not environ.get(BUGSINK_TOKEN):
         found.append(
-            f"Sentry cannot be told of a deploy: set {TOKEN} in the environment (scope project:releases)"
+            f"Bugsink cannot be told of a deploy: set {BUGSINK_TOKEN} in the environment ({_BUGSINK_SCOPE})"
         )
     try:
         _webhook_address(spec, environ)
@@ -182,13 +235,15 @@ def after_deploy(
 ) -> None:
     """Tell everybody in ``spec``, at once, within ``timeout`` seconds. Never raises.
 
-    ``say`` gets a line for each who was told, ``warn`` one for each who was not. Sentry hears of what went
-    well, the webhook of failures, too.
+    ``say`` gets a line for each who was told, ``warn`` one for each who was not. Sentry and Bugsink hear of
+    what went well, the webhook of failures, too.
     """
     environ = os.environ if environ is None else environ
     tasks: list[tuple[str, Callable[[], str]]] = []
     if spec.sentry is not None and done.result == "ok":
         tasks.append(("Sentry", lambda: _tell_sentry(spec.sentry, done, environ, timeout)))
+    if spec.bugsink is not None and done.result == "ok":
+        tasks.append(("Bugsink", lambda: _tell_bugsink(spec.bugsink, done, environ, timeout)))
     if spec.webhook:
         tasks.append(("the webhook", lambda: _tell_webhook(spec, done, environ, timeout)))
     running = [(name, _start(action)) for name, action in tasks]
@@ -221,11 +276,7 @@ def _start(action: Callable[[], str]) -> tuple[threading.Thread, dict[str, str]]
 
 
 def _tell_sentry(sentry: Sentry, done: Deployed, environ: Mapping[str, str], timeout: float) -> str:
-    token = environ.get(TOKEN, "").strip()
-    if not token:
-        raise _NotTold(f"set {TOKEN} in the environment (scope project:releases)")
-    if not token.isascii() or not token.isprintable() or " " in token:
-        raise _NotTold(f"what {TOKEN} holds is no token")
+    token = _token(environ, TOKEN, _SENTRY_SCOPE)
     releases = f"{sentry.url}/api/0/organizations/{sentry.organization}/releases/"
     finished = datetime.now(UTC)
     commits = commits_of(done)
@@ -238,8 +289,10 @@ def _tell_sentry(sentry: Sentry, done: Deployed, environ: Mapping[str, str], tim
         about["ref"] = done.rev
     if commits:
         about["commits"] = commits
+    # The name by which Sentry knows it from events; an inventory may be called otherwise, even by a path.
+    environment = done.reported or done.environment
     marker: dict[str, Any] = {
-        "environment": done.environment,
+        "environment": environment,
         "name": f"{done.action} by {done.by}" if done.by else done.action,
         "projects": list(sentry.projects),
         "dateFinished": _moment(finished),
@@ -249,7 +302,7 @@ def _tell_sentry(sentry: Sentry, done: Deployed, environ: Mapping[str, str], tim
     version = urllib.parse.quote(done.release, safe="")
     # A release that is known already, as after a rollback, is answered with 208.
     for address, content in ((releases, about), (f"{releases}{version}/deploys/", marker)):
-        _post(
+        _send(
             address,
             content,
             timeout / 2,
@@ -258,7 +311,67 @@ def _tell_sentry(sentry: Sentry, done: Deployed, environ: Mapping[str, str], tim
             hints=_SENTRY_HINTS,
         )
     told = f", {len(commits)} commit{'s' if len(commits) != 1 else ''}" if commits else ""
-    return f"Sentry knows release {done.release}{told} and its deploy to {done.environment}"
+    return f"Sentry knows release {done.release}{told} and its deploy to {environment}"
+
+
+def _tell_bugsink(bugsink: Bugsink, done: Deployed, environ: Mapping[str, str], timeout: float) -> str:
+    token = _token(environ, BUGSINK_TOKEN, _BUGSINK_SCOPE)
+    until = time.monotonic() + timeout
+    api = f"{bugsink.url}/api/canonical/0"
+
+    def ask(address: str, content: Any = None) -> Any:
+        return _send(
+            address,
+            content,
+            max(until - time.monotonic(), 0.01),
+            secrets=(token,),
+            headers={"Authorization": f"Bearer {token}"},
+            hints=_BUGSINK_HINTS,
+            # As when a worker of the new release has reported an error already.
+            fine=lambda status, said: status == 400 and _is_known_already(said),
+        )
+
+    for number in _project_numbers(bugsink.projects, api, ask):
+        about = {"project": number, "version": done.release, "timestamp": _moment(datetime.now(UTC))}
+        ask(f"{api}/releases/", about)
+    return f"Bugsink knows release {done.release} in {', '.join(map(str, bugsink.projects))}"
+
+
+def _project_numbers(projects: Sequence[str | int], api: str, ask: Callable[[str], Any]) -> list[int]:
+    """Return the projects' numbers; asks for the list of them when some are given by their slugs."""
+    slugs: dict[str, int] = {}
+    query = ""
+    for _ in range(_MAX_PAGES):
+        if all(isinstance(one, int) or one in slugs for one in projects):
+            break
+        answer = ask(f"{api}/projects/{query}")
+        try:
+            slugs |= {str(one["slug"]): int(one["id"]) for one in answer["results"]}
+            onward = answer["next"]
+        except (TypeError, KeyError, ValueError):
+            raise _NotTold("its list of projects is none; is url that of a Bugsink?") from None
+        if not onward:
+            break
+        # Its address is as Bugsink knows itself, which behind a proxy may be another.
+        query = f"?{urllib.parse.urlsplit(str(onward)).query}"
+    for one in projects:
+        if isinstance(one, str) and one not in slugs:
+            there = ", ".join(sorted(slugs)[:20]) or "none that the token may see"
+            raise _NotTold(f"it has no project {one}; there are {there}")
+    return [one if isinstance(one, int) else slugs[one] for one in projects]
+
+
+def _is_known_already(said: str) -> bool:
+    return said.startswith('{"version"') and "already exists" in said
+
+
+def _token(environ: Mapping[str, str], name: str, scope: str) -> str:
+    token = environ.get(name, "").strip()
+    if not token:
+        raise _NotTold(f"set {name} in the environment ({scope})")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise _NotTold(f"what {name} holds is no token")
+    return token
 
 
 def _tell_webhook(spec: AfterSpec, done: Deployed, environ: Mapping[str, str], timeout: float) -> str:
@@ -278,7 +391,7 @@ def _tell_webhook(spec: AfterSpec, done: Deployed, environ: Mapping[str, str], t
         "seconds": round(done.seconds, 1),
         "reason": done.reason or None,
     }
-    _post(address, content, timeout, secrets=_secrets_in(address))
+    _send(address, content, timeout, secrets=_secrets_in(address))
     return f"The webhook at {urllib.parse.urlsplit(address).hostname} was told"
 
 
@@ -361,7 +474,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _post(
+def _send(
     address: str,
     content: Any,
     timeout: float,
@@ -369,44 +482,59 @@ def _post(
     secrets: Sequence[str],
     headers: Mapping[str, str] | None = None,
     hints: Mapping[int, str] | None = None,
-) -> None:
-    """POST JSON. Raises _NotTold with a sentence in which none of ``secrets`` is.
+    fine: Callable[[int, str], bool] | None = None,
+) -> Any:
+    """POST JSON, or GET without ``content``; return the answer when that is JSON.
 
-    ``hints`` say what to do about a status.
+    Raises _NotTold with a sentence in which none of ``secrets`` is. ``hints`` say what to do about a status;
+    ``fine`` says of a status and a text that this refusal is as good as a yes.
     """
     request = urllib.request.Request(  # noqa: S310 - http and https alone got through parse_after
         address,
-        data=json.dumps(content).encode(),
+        data=None if content is None else json.dumps(content).encode(),
         headers={"Content-Type": "application/json", "User-Agent": "kestrel-stack-deploy", **(headers or {})},
-        method="POST",
+        method="GET" if content is None else "POST",
     )
     where = urllib.parse.urlsplit(address).hostname
     try:
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as answer:
-            answer.read(65536)
+            return _json(answer.read(_MAX_ANSWER))
     except urllib.error.HTTPError as error:
-        raise _NotTold(f"{where} answered {_refusal(error, secrets, hints or {})}") from None
+        said = _said(error)
+        if fine is not None and fine(error.code, said):
+            return _json(said.encode())
+        raise _NotTold(f"{where} answered {_refusal(error.code, said, secrets, hints or {})}") from None
     except urllib.error.URLError as error:
         raise _NotTold(f"{where}: {_reason(error.reason, timeout)}") from None
     except (OSError, http.client.HTTPException) as error:
         raise _NotTold(f"{where}: {_reason(error, timeout)}") from None
 
 
-def _refusal(error: urllib.error.HTTPError, secrets: Sequence[str], hints: Mapping[int, str]) -> str:
-    text = str(error.code)
-    if 300 <= error.code < 400:
-        text += " (a redirect, which is not followed: name the address that it leads to)"
+def _json(text: bytes) -> Any:
     try:
-        said = error.read(2000).decode("utf-8", "replace")
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(2000).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):
-        said = ""
+        return ""
+
+
+def _refusal(status: int, said: str, secrets: Sequence[str], hints: Mapping[int, str]) -> str:
+    text = str(status)
+    if 300 <= status < 400:
+        text += " (a redirect, which is not followed: name the address that it leads to)"
     for secret in secrets:
         said = said.replace(secret, "…")
     said = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:200]
     if said.startswith(("{", "[")):
         # An API explains itself in JSON; a page of HTML says nothing to anybody here.
         text += f" {said}"
-    return text + hints.get(error.code, "")
+    return text + hints.get(status, "")
 
 
 def _reason(error: object, timeout: float) -> str:

@@ -74,6 +74,8 @@ class Environment:
     app: str
     namespace: str
     hosts: tuple[Host, ...]
+    reported: str = ""
+    """``kestrel_stack_environment``: the environment that workers report their errors with."""
 
     @property
     def root(self) -> str:
@@ -184,7 +186,9 @@ def parse_environment(
     hosts = tuple(
         _host(inventory, name, namespace, runs_workers=name in consumers, web=name in web) for name in names
     )
-    return Environment(env, app, namespace, hosts)
+    reported = {str(hostvars.get(name, {}).get("kestrel_stack_environment") or "") for name in names}
+    # Hosts that do not agree on it are one application all the same.
+    return Environment(env, app, namespace, hosts, reported.pop() if len(reported) == 1 else "")
 
 
 def _host(inventory: _Inventory, name: str, namespace: str, *, runs_workers: bool, web: bool) -> Host:

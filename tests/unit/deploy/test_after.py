@@ -10,6 +10,7 @@ import pytest
 
 from kestrel_stack.deploy.after import (
     AfterSpec,
+    Bugsink,
     Deployed,
     Sentry,
     after_deploy,
@@ -195,6 +196,104 @@ def test_a_redirect_is_not_followed_so_that_the_token_goes_nowhere_else(receiver
     assert "a redirect, which is not followed" in told.warned[0]
 
 
+def test_sentry_is_told_the_environment_that_workers_report(receiver):
+    told = Told().tell(sentry(receiver), deployed(environment="../inventories/eu", reported="production"))
+    assert receiver.requests[1].json["environment"] == "production"
+    assert told.said == [f"Sentry knows release {RELEASE} and its deploy to production"]
+
+
+# --- Bugsink ------------------------------------------------------------------------------------------
+
+PROJECTS = b'{"next":null,"previous":null,"results":[{"id":7,"slug":"shop"},{"id":9,"slug":"blog"}]}'
+KNOWN_ALREADY = b'{"version":["Release with this version already exists for the project."]}'
+BUGSINK = {"BUGSINK_AUTH_TOKEN": TOKEN}
+
+
+def bugsink(receiver, *projects, prefix="") -> AfterSpec:
+    return AfterSpec(bugsink=Bugsink(receiver.url + prefix, projects or ("shop",)))
+
+
+def test_bugsink_gets_a_release_for_each_project_whose_number_it_is_asked_for(receiver):
+    receiver.answer = PROJECTS
+    told = Told().tell(bugsink(receiver, "shop", 3, prefix="/errors"), environ=BUGSINK)
+    listed, first, second = receiver.requests
+    assert (listed.method, listed.path) == ("GET", "/errors/api/canonical/0/projects/")
+    assert {(one.method, one.path) for one in (first, second)} == {
+        ("POST", "/errors/api/canonical/0/releases/")
+    }
+    assert [one.json["project"] for one in (first, second)] == [7, 3]
+    assert {one.json["version"] for one in (first, second)} == {RELEASE}
+    assert datetime.fromisoformat(first.json["timestamp"]).tzinfo is not None
+    assert {one.headers["Authorization"] for one in receiver.requests} == {f"Bearer {TOKEN}"}
+    assert (told.said, told.warned) == ([f"Bugsink knows release {RELEASE} in shop, 3"], [])
+
+
+def test_numbers_alone_need_no_list_of_projects(receiver):
+    Told().tell(bugsink(receiver, 7), environ=BUGSINK)
+    assert [request.method for request in receiver.requests] == ["POST"]
+
+
+def test_a_project_on_a_later_page_is_found_at_our_own_address(receiver):
+    pages = [PROJECTS.replace(b"null", b'"http://other.example.org/?cursor=abc"', 1), PROJECTS]
+    receiver.answer = pages[0].replace(b"shop", b"else")
+    told = Told().tell(bugsink(receiver, "shop"), environ=BUGSINK)
+    assert [request.path for request in receiver.requests[:2]] == [
+        "/api/canonical/0/projects/",
+        "/api/canonical/0/projects/?cursor=abc",
+    ]
+    # It goes on for ever here, and must end all the same.
+    assert len(receiver.requests) == 20
+    assert told.warned == ["Bugsink was not told of it: it has no project shop; there are blog, else"]
+
+
+def test_a_release_that_bugsink_knows_from_an_event_is_no_failure(receiver):
+    receiver.status, receiver.answer = 400, KNOWN_ALREADY
+    told = Told().tell(bugsink(receiver, 7), environ=BUGSINK)
+    assert (told.said, told.warned) == ([f"Bugsink knows release {RELEASE} in 7"], [])
+
+
+def test_bugsink_is_not_told_of_a_failed_deploy_and_not_asked_without_a_token(receiver):
+    assert Told().tell(bugsink(receiver), deployed(result="failed"), environ=BUGSINK).text == ""
+    told = Told().tell(bugsink(receiver), environ={"SENTRY_AUTH_TOKEN": TOKEN})
+    assert receiver.requests == []
+    assert told.warned == [
+        "Bugsink was not told of it: set BUGSINK_AUTH_TOKEN in the environment (releases:create and"
+        " projects:read)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "said"),
+    [
+        (401, b'{"detail":"Invalid Bearer token ' + TOKEN.encode() + b'"}', "what BUGSINK_AUTH_TOKEN holds"),
+        (403, b'{"detail":"This token is not allowed"}', "the token needs releases:create"),
+        (404, b"<!DOCTYPE html><title>secret</title>", "is url that of a Bugsink"),
+        (400, b'{"project":["Invalid pk"]}', "Invalid pk"),
+        (400, b'{"version":["This field may not be null."]}', "may not be null"),
+        (200, b"<html>a login page</html>", "its list of projects is none; is url that of a Bugsink"),
+        (200, b'{"results": {}, "next": null}', "it has no project shop; there are none that the token"),
+        (302, b"", "a redirect, which is not followed"),
+    ],
+)
+def test_what_bugsink_refuses_is_one_line_with_what_to_do_and_no_secret(receiver, status, answer, said):
+    receiver.status, receiver.answer = status, answer
+    told = Told().tell(bugsink(receiver), environ=BUGSINK)
+    assert told.said == []
+    (line,) = told.warned
+    assert said in line
+    assert TOKEN not in line
+    assert "html" not in line
+
+
+def test_a_bugsink_that_hangs_or_never_ends_is_given_up(receiver):
+    receiver.hang = True
+    told = Told().tell(bugsink(receiver), environ=BUGSINK, timeout=0.3)
+    assert told.warned == ["Bugsink was not told of it: 127.0.0.1: no answer within 0 s"]
+    receiver.hang, receiver.trickle = False, True
+    told = Told().tell(bugsink(receiver), environ=BUGSINK, timeout=0.3)
+    assert told.warned == ["Bugsink was not told of it: no whole answer within 0 s"]
+
+
 # --- in bounded time ----------------------------------------------------------------------------------
 
 
@@ -320,17 +419,20 @@ def test_everything_can_be_said_and_nothing_needs_to_be():
     )
     assert found.sentry == Sentry("acme", ("shop",), "https://sentry.example.com/sub")
     assert "secret" not in repr(found)
+    found = parse_after({"bugsink": {"url": "https://h:8765/x/", "projects": ["shop", 2]}}, "deploy.yml")
+    assert found.bugsink == Bugsink("https://h:8765/x", ("shop", 2))
     default = parse_after({"sentry": {"organization": "acme", "projects": ["shop"]}}, "deploy.yml")
     assert default.sentry.url == "https://sentry.io"
 
 
 WELL = {"organization": "acme", "projects": ["shop"]}
+BUGSINK_WELL = {"url": "http://127.0.0.1:8765", "projects": ["shop"]}
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("chat", "after must be a mapping with the keys sentry, webhook"),
+        ("chat", "after must be a mapping with the keys sentry, bugsink, webhook"),
         ({"webhok": "x"}, "unknown key after.webhok: did you mean webhook?"),
         ({"sentry": {**WELL, "projekts": []}}, "unknown key after.sentry.projekts: did you mean projects?"),
         ({"sentry": {**WELL, "token": "abc-secret"}}, "unknown key after.sentry.token: known are url"),
@@ -341,6 +443,24 @@ WELL = {"organization": "acme", "projects": ["shop"]}
         ({"sentry": {**WELL, "projects": []}}, "after.sentry.projects is []"),
         ({"sentry": {**WELL, "url": "https://me:abc-secret@h/"}}, "after.sentry.url must be an address"),
         ({"sentry": {**WELL, "url": "ftp://h/"}}, "after.sentry.url must be an address"),
+        ({"bugsink": []}, "after.bugsink must be a mapping with the keys url, projects"),
+        (
+            {"bugsink": {**BUGSINK_WELL, "project": "shop"}},
+            "unknown key after.bugsink.project: did you mean projects?",
+        ),
+        (
+            {"bugsink": {**BUGSINK_WELL, "token": "abc-secret"}},
+            "unknown key after.bugsink.token: known are url",
+        ),
+        ({"bugsink": {"projects": ["shop"]}}, "after.bugsink.url must be an address"),
+        ({"bugsink": {**BUGSINK_WELL, "url": "https://me:abc-secret@h/"}}, "after.bugsink.url must be an"),
+        ({"bugsink": {**BUGSINK_WELL, "url": "file:///etc"}}, "after.bugsink.url must be an address"),
+        ({"bugsink": {**BUGSINK_WELL, "url": "http://h/?token=abc-secret"}}, "after.bugsink.url must be an"),
+        ({"bugsink": {"url": "http://h"}}, "after.bugsink.projects is None"),
+        ({"bugsink": {**BUGSINK_WELL, "projects": "shop"}}, "after.bugsink.projects is 'shop'"),
+        ({"bugsink": {**BUGSINK_WELL, "projects": [True]}}, "after.bugsink.projects is [True]"),
+        ({"bugsink": {**BUGSINK_WELL, "projects": [0]}}, "after.bugsink.projects is [0]"),
+        ({"bugsink": {**BUGSINK_WELL, "projects": ["../x"]}}, "after.bugsink.projects is ['../x']"),
         ({"webhook": 5}, "after.webhook must be an address"),
         ({"webhook": "chat.example.com/abc-secret"}, "after.webhook must be an address"),
         ({"webhook": "https://h:port/abc-secret"}, "after.webhook must be an address"),
@@ -362,4 +482,7 @@ def test_what_is_missing_is_known_before_the_deploy():
     assert len(found) == 2
     assert re.search("SENTRY_AUTH_TOKEN", found[0])
     assert re.search("CHAT_HOOK", found[1])
+    both = AfterSpec(bugsink=Bugsink("http://h", (1,)))
+    assert ["BUGSINK_AUTH_TOKEN" in line for line in problems(both, {})] == [True]
+    assert problems(both, BUGSINK) == []
     assert problems(spec, {"SENTRY_AUTH_TOKEN": TOKEN, "CHAT_HOOK": "https://h/x"}) == []

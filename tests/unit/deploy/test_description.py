@@ -174,6 +174,13 @@ def test_a_limit_that_matches_nothing_is_named_with_the_hosts_there_are(limit):
     refused(listing(), "--limit", "worker1, web1", limit=limit)
 
 
+def test_the_environment_of_errors_is_that_of_the_settings_and_not_the_inventorys_name():
+    assert parse(listing(), env="../inventories/eu").reported == "lab"
+    assert parse(listing(web1={"kestrel_stack_environment": "other"})).reported == ""
+    unset = {name: {"kestrel_stack_environment": None} for name in ("worker1", "web1")}
+    assert parse(listing(**unset)).reported == ""
+
+
 def test_an_unknown_environment_is_named_with_those_there_are():
     with pytest.raises(Refused, match=r"unknown environment 'labb'.*example.*lab.*single"):
         description.find_inventory("labb")

@@ -408,7 +408,7 @@ def _afterwards(
     out: Report,
     reason: str = "",
 ) -> None:
-    """Tell Sentry and the webhook of deploy.yml, and trim the cache. Never changes how a deploy has ended."""
+    """Tell everybody in deploy.yml's `after`, and trim the cache. Never changes how a deploy has ended."""
     try:
         done = _deployed(session, rollout, source, started_at, reason)
         after.after_deploy(source.spec.after, done, warn=out.bad, say=out.step)
@@ -444,4 +444,5 @@ def _deployed(
         repository=source.repository,
         path=source.prefix,
         started_at=started_at,
+        reported=session.environment.reported,
     )
