@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from browser.pictures import ROOT, say
@@ -28,6 +30,7 @@ from support.broker import BrokerProcess
 from support.bugsink import EMAIL, PASSWORD, Bugsink
 from support.worker import consumer
 
+WIDTH = 1440
 RELEASE = "20261121T133926Z-da8c7ff5"
 QUEUES = [
     {"name": "partner_api", "language": "python", "retry_delays": [600]},
@@ -87,9 +90,16 @@ def errors(folder: Path, bugsink: Bugsink) -> Iterator[list[dict]]:
             "SHOP_PARTNER_URL": url,
             "SHOP_UPLOAD_URL": url,
         }
-        for queue, app in zip(QUEUES, ("shop.jobs:registry", "php/jobs.php"), strict=True):
+        # As on a host, the application has no sentry_sdk; the virtual environment of the tests has.
+        python = [str(Path(sys.executable).resolve()), "-m", "kestrel_stack.consumer"]
+        for queue, command, app in zip(
+            QUEUES, (python, consumer("php")), ("shop.jobs:registry", "php/jobs.php"), strict=True
+        ):
             flags = ["--queue", queue["name"], "--app", app, "--config", str(folder / "shop.json")]
-            worker = subprocess.Popen([*consumer(queue["language"]), *flags], cwd=release, env=environ)
+            with (folder / f"{queue['name']}.log").open("w") as log:
+                worker = subprocess.Popen(
+                    [*command, *flags], cwd=release, env=environ, stdout=log, stderr=log
+                )
             running.callback(worker.wait)
             running.callback(worker.terminate)
         yield bugsink.wait_for_events(sum(sum(tenants.values()) for *_, tenants in JOBS), 60)
@@ -100,7 +110,8 @@ def log_in(page: Page, url: str) -> None:
     page.goto(f"{url}/accounts/login/")
     page.fill("input[name=username]", EMAIL)
     page.fill("input[name=password]", PASSWORD)
-    page.click("button[type=submit], input[type=submit]")
+    page.press("input[name=password]", "Enter")
+    page.wait_for_url(lambda found: "/login" not in found)
 
 
 def main() -> None:
@@ -116,18 +127,19 @@ def main() -> None:
     ):
         found = next(issue for issue in issues if issue["transaction"] == "PostToPartner")
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page = browser.new_page(viewport={"width": WIDTH, "height": 900})
         log_in(page, bugsink.url)
-        for name, path in (
-            ("issues", f"/issues/{bugsink.project}/"),
-            ("issue", f"/issues/issue/{found['id']}/event/last/"),
-            ("breadcrumbs", f"/issues/issue/{found['id']}/event/last/breadcrumbs/"),
-            ("details", f"/issues/issue/{found['id']}/event/last/details/"),
-            ("tags", f"/issues/issue/{found['id']}/tags/"),
+        issue = f"/issues/issue/{found['id']}/event/last/"
+        for name, path, height in (
+            ("issues", f"/issues/{bugsink.project}/", 500),
+            ("issue", issue, 1450),
+            ("breadcrumbs", f"{issue}breadcrumbs/", 560),
         ):
+            page.set_viewport_size({"width": WIDTH, "height": height})
             page.goto(bugsink.url + path)
             file = arguments.to / f"sentry-{name}.png"
-            page.screenshot(path=file)
+            # A page of text needs few colours, and is a third of the size with them.
+            Image.open(io.BytesIO(page.screenshot())).quantize(128).save(file, optimize=True)
             say(f"{file} {file.stat().st_size // 1024} kB")
         browser.close()
 
