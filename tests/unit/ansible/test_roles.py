@@ -162,6 +162,7 @@ def test_templates_that_can_be_checked_are_checked_before_they_replace_a_file():
         "etc/systemd/system/kestrel-stack-web{{ item }}.service.j2",
         "etc/systemd/system/kestrel-web.service.j2",
         "etc/systemd/system/kestrel-web-nginx.service.j2",
+        "etc/systemd/system/sentry-nginx.service.j2",
     }
 
 
