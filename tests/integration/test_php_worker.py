@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kestrel_stack.consumer import sentry
 from kestrel_stack.queue import ParkedRecord, Producer
 from kestrel_stack.queue.client import KestrelClient
 from kestrel_stack.queue.interface import Counts, Queue
@@ -80,37 +81,40 @@ def test_what_a_killed_worker_held_is_free_at_once_although_what_its_jobs_starte
 
 
 def test_errors_go_to_sentry_by_way_of_another_process(app, broker, store):
-    with SentryServer() as sentry:
-        with start(app, broker.address, "--max-jobs", "5", environ={"SENTRY_DSN": sentry.dsn}) as worker:
+    with SentryServer() as server:
+        with start(app, broker.address, "--max-jobs", "5", environ={"SENTRY_DSN": server.dsn}) as worker:
             for job in ("Debug", "Exit", "KillSelf", "Nobody", "Note"):
                 enqueue(store, job, {"lines": 1, "fail": True, "status": 0})
             assert worker.end() == 0
         parked = take(broker, "shop_work_errors")
-        assert [record.sentry_event for record in parked] == [event["event_id"] for event in sentry.events]
-        kinds = [event["exception"]["values"][0]["type"] for event in sentry.events]
+        assert [record.sentry_event for record in parked] == [event["event_id"] for event in server.events]
+        kinds = [event["exception"]["values"][0]["type"] for event in server.events]
         assert kinds == ["RuntimeException", "Exit", "ChildDied", "UnknownJob"]
-        first = sentry.events[0]
+        first = server.events[0]
         assert first["tags"]["job"] == "Debug" and first["tags"]["tenant"] == "acme"
-        assert [crumb["message"] for crumb in first["breadcrumbs"]["values"]] == ["step", "now"]
-        assert first["exception"]["values"][0]["stacktrace"]["frames"][-1]["filename"].endswith(
-            "jobs_app.php"
-        )
-        assert sentry.dsn not in worker.log and "0123456789abcdef" not in worker.log
+        assert [crumb["message"] for crumb in first["breadcrumbs"]["values"]] == [
+            *('step number=0 text=""', "now"),
+        ]
+        last = first["exception"]["values"][0]["stacktrace"]["frames"][-1]
+        assert (last["filename"], last["abs_path"]) == ("jobs_app.php", str(app.folder / "jobs_app.php"))
+        assert server.dsn not in worker.log and "0123456789abcdef" not in worker.log
 
 
 def test_a_sentry_that_hangs_holds_up_no_job(app, broker, store):
-    with SentryServer() as sentry:
-        sentry.hang.clear()
-        with start(app, broker.address, environ={"SENTRY_DSN": sentry.dsn}) as worker:
+    with SentryServer() as server:
+        server.hang.clear()
+        with start(app, broker.address, environ={"SENTRY_DSN": server.dsn}) as worker:
             for _ in range(20):
                 enqueue(store, "Raise", {"message": "as told"})
             enqueue(store, "Note")
             worker.jobs(21)
             # Not one request of Sentry has been answered, and the first has hung all the time.
-            assert len(sentry.requests) <= 1
-            assert sentry.events == []
+            assert len(server.requests) <= 1
+            assert server.events == []
             assert worker.end(signal.SIGTERM) == 0
-        assert worker.events("errors were not reported")[0]["count"] == 20
+        (told,) = worker.events("errors")
+        counts = (told["reported"], told["repeated"], told["not_reported"])
+        assert counts == (0, 20 - sentry.BURST, sentry.BURST)
 
 
 def test_a_worker_on_beanstalkd_does_retries_and_parks_as_on_kestrel(app, tmp_path):

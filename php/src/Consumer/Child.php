@@ -145,7 +145,7 @@ final class Child
             'attempt' => $attempt,
             'release' => $release,
             'job_id' => $job['id'],
-        ]);
+        ], self::contexts($job, (int) ($head['tries'] ?? 1)));
         $context = new Context(
             job: $job['job'],
             id: $job['id'],
@@ -171,6 +171,24 @@ final class Child
             ob_end_flush();
         }
         return $answer;
+    }
+
+    /**
+     * Return what Sentry may know of a job; its data is nobody's business but the application's.
+     *
+     * @param array<string, mixed> $job
+     * @return array<string, array<string, mixed>>
+     */
+    private static function contexts(array $job, int $tries): array
+    {
+        $found = ['job' => [
+            'type' => 'job',
+            'id' => $job['id'],
+            'attempt' => "{$job['attempt']} of $tries",
+            'enqueued_at' => Line::stamp((int) $job['enqueued_at']),
+        ]];
+        $trace = Sentry::trace($job['trace'] ?? null);
+        return $found + ($trace === null ? [] : ['trace' => ['type' => 'trace'] + $trace]);
     }
 
     /**

@@ -9,12 +9,15 @@ final class OwnReporting implements Reporting
 {
     /** @var array<string, mixed> */
     private array $tags = [];
+    /** @var array<string, array<string, mixed>> */
+    private array $contexts = [];
     /** @var list<array{int, string, string, array<array-key, mixed>}> */
     private array $lines = [];
 
-    public function begin(array $tags): void
+    public function begin(array $tags, array $contexts = []): void
     {
         $this->tags = $tags;
+        $this->contexts = $contexts;
         $this->lines = [];
     }
 
@@ -36,6 +39,8 @@ final class OwnReporting implements Reporting
             $thrown === null ? [] : Sentry::frames($thrown),
             $this->lines,
             $error['stack'],
+            $this->contexts,
+            $thrown === null ? [] : Sentry::causes($thrown),
         )];
     }
 }

@@ -15,6 +15,8 @@ final class Reporter
 
     /** Seconds until a process that ended is started again. */
     private const START_AGAIN = 60.0;
+    /** Seconds after which a Sentry that is still away is told again. */
+    private const STILL_AWAY = 300.0;
     private const CHUNK = 64 * 1024;
 
     /** @var ?resource of proc_open */
@@ -25,8 +27,12 @@ final class Reporter
     private Frames $frames;
     private string $buffer = '';
     private int $waiting = 0;
-    private int $dropped = 0;
-    private bool $away = false;
+    /** @var array{reported: int, repeated: int, not_reported: int} */
+    private array $counts = ['reported' => 0, 'repeated' => 0, 'not_reported' => 0];
+    private ?float $awaySince = null;
+    private float $told = 0.0;
+    /** How many were not reported when Sentry went away. */
+    private int $before = 0;
     private float $notBefore = 0.0;
 
     /**
@@ -37,6 +43,7 @@ final class Reporter
         private readonly string $dsn,
         private readonly Log $log,
         private readonly array $about,
+        private readonly Repeats $repeats = new Repeats(),
     ) {
         $this->frames = new Frames();
     }
@@ -51,6 +58,17 @@ final class Reporter
     public function waiting(): int
     {
         return $this->waiting;
+    }
+
+    /**
+     * How many events were reported, repeated (held back, see Repeats) and not reported so far; those that wait are in
+     * none.
+     *
+     * @return array{reported: int, repeated: int, not_reported: int}
+     */
+    public function counts(): array
+    {
+        return $this->counts;
     }
 
     /** Start the process, unless it runs or has ended a moment ago. */
@@ -77,29 +95,52 @@ final class Reporter
     }
 
     /**
-     * Have an event sent some time; return its id.
+     * Have an event sent some time; return its id, or that of the last one which says the same.
+     *
+     * Null when it is dropped, so that nobody looks for it in vain.
      *
      * @param array<string, mixed> $event
      */
-    public function report(array $event): string
+    public function report(array $event): ?string
     {
-        $this->pass(Sentry::envelope(array_filter($this->about, static fn (?string $text): bool => ($text ?? '') !== '')
-            + $event));
+        $values = $event['exception']['values'];
+        $last = $values[array_key_last($values)];
+        $key = Repeats::key($last['type'], $last['value'], (string) $event['level'], $event['transaction'] ?? null);
+        $repeated = $this->repeats->count($key);
+        if ($repeated === null) {
+            $this->noteRepeated();
+            return $this->repeats->last($key);
+        }
+        if ($repeated > 0) {
+            $event['extra'] = (array) ($event['extra'] ?? []) + [Sentry::REPEATED => $repeated];
+        }
+        $about = array_filter($this->about, static fn (?string $text): bool => ($text ?? '') !== '');
+        if (!$this->pass(Sentry::envelope($about + $event))) {
+            return null;
+        }
+        $this->repeats->sent($key, (string) $event['event_id']);
         return (string) $event['event_id'];
     }
 
-    /** Have an envelope sent some time. */
-    public function pass(string $envelope): void
+    /** Have an envelope sent some time; say whether it is not dropped because too many wait. */
+    public function pass(string $envelope): bool
     {
         $this->start();
         $this->tend();
         if ($this->socket === null || $this->waiting >= self::MAX_WAITING) {
-            $this->dropped++;
-            return;
+            $this->counts['not_reported']++;
+            return false;
         }
         $this->waiting++;
         $this->buffer .= Frames::encode([], $envelope);
         $this->tend();
+        return true;
+    }
+
+    /** Count an error that is not sent, since the same was. */
+    public function noteRepeated(): void
+    {
+        $this->counts['repeated']++;
     }
 
     /** Go on with what waits, without waiting. */
@@ -120,12 +161,12 @@ final class Reporter
         }
         if (feof($this->socket)) {
             $this->log->warning('errors are not reported', ['error' => 'the process for it has ended']);
-            $this->dropped += $this->waiting;
+            $this->counts['not_reported'] += $this->waiting;
             $this->closeSocket();
         }
     }
 
-    /** Give the events that wait so many seconds to be sent. */
+    /** Give the events that wait so many seconds to be sent, and say what became of all. */
     public function close(float $seconds = Sentry::TIMEOUT): void
     {
         $deadline = hrtime(true) / 1e9 + $seconds;
@@ -136,9 +177,13 @@ final class Reporter
             @stream_select($read, $write, $none, 0, (int) ($left * 1e6) + 1);
             $this->tend();
         }
-        $lost = $this->waiting + $this->dropped;
-        if ($lost > 0) {
-            $this->log->warning('errors were not reported', ['count' => $lost]);
+        $counts = $this->counts;
+        $counts['not_reported'] += $this->waiting;
+        if ($counts['not_reported'] > 0) {
+            $this->log->warning('errors were not reported', ['count' => $counts['not_reported']]);
+        }
+        if (array_sum($counts) > 0) {
+            $this->log->info('errors', $counts);
         }
         $this->closeSocket();
         $this->reap();
@@ -147,16 +192,34 @@ final class Reporter
     private function note(?string $error): void
     {
         if ($error !== null) {
-            $this->dropped++;
-            $this->log->log($this->away ? 'debug' : 'warning', 'sentry is away', ['error' => $error]);
-            $this->away = true;
+            $this->noteAway($error);
+            $this->counts['not_reported']++;
             return;
         }
-        if ($this->away) {
-            $this->log->info('sentry is back', ['not_reported' => $this->dropped]);
+        $this->counts['reported']++;
+        if ($this->awaySince !== null) {
+            $this->log->info('sentry is back', [
+                'not_reported' => $this->counts['not_reported'] - $this->before,
+                'away' => round(hrtime(true) / 1e9 - $this->awaySince) . 's',
+            ]);
         }
-        $this->away = false;
-        $this->dropped = 0;
+        $this->awaySince = null;
+    }
+
+    private function noteAway(string $error): void
+    {
+        $now = hrtime(true) / 1e9;
+        if ($this->awaySince === null) {
+            $this->awaySince = $this->told = $now;
+            $this->before = $this->counts['not_reported'];
+            $this->log->warning('sentry is away', ['error' => $error]);
+        } elseif ($now - $this->told >= self::STILL_AWAY) {
+            $this->told = $now;
+            $missed = $this->counts['not_reported'] + 1 - $this->before;
+            $this->log->warning('sentry is still away', ['error' => $error, 'not_reported' => $missed]);
+        } else {
+            $this->log->debug('sentry is still away', ['error' => $error]);
+        }
     }
 
     private function closeSocket(): void

@@ -11,8 +11,9 @@ interface Reporting
      * Begin a job: what is kept of the one before is forgotten.
      *
      * @param array<string, mixed> $tags
+     * @param array<string, array<string, mixed>> $contexts
      */
-    public function begin(array $tags): void;
+    public function begin(array $tags, array $contexts = []): void;
 
     /**
      * Keep a line that the job logs.

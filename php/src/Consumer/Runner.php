@@ -139,7 +139,8 @@ final class Runner
      * Have the child do the job in $body, an item of $queue; after $timeout seconds it is killed.
      *
      * $watch returns a stream to look at as well, and $onEvent is called when something came of it. With $memory the
-     * outcome tells the child's size; $level is Sentry's, for a failure that is to be reported.
+     * outcome tells the child's size; $level is Sentry's, for a failure that is to be reported, and $tries how many
+     * attempts the queue grants.
      *
      * @param \Closure(): mixed $watch
      * @param \Closure(): void $onEvent
@@ -153,11 +154,13 @@ final class Runner
         \Closure $onEvent,
         bool $memory = false,
         ?string $level = null,
+        int $tries = 1,
     ): Outcome {
         $this->number++;
         $this->output->begin($log);
         $deadline = self::now() + $timeout;
-        $head = ['type' => 'run', 'number' => $this->number, 'queue' => $queue, 'memory' => $memory, 'level' => $level];
+        $head = ['type' => 'run', 'number' => $this->number, 'queue' => $queue, 'memory' => $memory]
+            + ['level' => $level, 'tries' => $tries];
         $this->handOver(Frames::encode($head, $body), $deadline);
         $message = $this->await($deadline, $watch, $onEvent);
         if ($message !== null) {
@@ -423,6 +426,7 @@ final class Runner
             replace: (bool) ($message['replace'] ?? false),
             event: is_array($event) && is_string($event['event_id'] ?? null) ? $event : null,
             eventId: is_string($message['sentry_event'] ?? null) ? $message['sentry_event'] : null,
+            repeated: (bool) ($message['repeated'] ?? false),
         );
     }
 

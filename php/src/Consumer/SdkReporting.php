@@ -5,9 +5,12 @@ declare(strict_types=1);
 namespace KestrelStack\Consumer;
 
 use Sentry\Breadcrumb;
+use Sentry\Event;
+use Sentry\Integration\ModulesIntegration;
 use Sentry\SentrySdk;
 use Sentry\Severity;
 use Sentry\State\Scope;
+use Sentry\Tracing\PropagationContext;
 
 /**
  * With the sentry/sentry of the application, version 4; a client that it has set up itself is left as it is.
@@ -18,8 +21,12 @@ final class SdkReporting implements Reporting
 {
     /** @var array<string, mixed> */
     private array $tags = [];
+    /** @var array<string, array<string, mixed>> */
+    private array $contexts = [];
     /** @var list<Breadcrumb> */
     private array $crumbs = [];
+
+    private readonly Repeats $repeats;
 
     public function __construct(
         Pipe $pipe,
@@ -28,14 +35,18 @@ final class SdkReporting implements Reporting
         ?string $environment,
         ?string $release,
     ) {
+        $this->repeats = new Repeats();
         if (SentrySdk::getCurrentHub()->getClient() === null) {
             \Sentry\init([
                 'dsn' => $dsn,
                 // Not the usual integrations: they would report what a job has dealt with.
                 'default_integrations' => false,
+                'integrations' => [new ModulesIntegration()],
                 'environment' => $environment,
                 'release' => $release,
                 'server_name' => (string) (getenv('KESTREL_STACK_HOST') ?: gethostname()),
+                // What names the release is no part of where an error is.
+                'prefixes' => [(string) getcwd()],
                 'in_app_exclude' => [dirname(__DIR__, 2) . '/'],
                 'http_client' => new SdkClient($pipe),
             ]);
@@ -48,9 +59,10 @@ final class SdkReporting implements Reporting
         return function_exists('Sentry\init') && interface_exists('Sentry\HttpClient\HttpClientInterface');
     }
 
-    public function begin(array $tags): void
+    public function begin(array $tags, array $contexts = []): void
     {
         $this->tags = $tags;
+        $this->contexts = $contexts;
         $this->crumbs = [];
     }
 
@@ -61,7 +73,8 @@ final class SdkReporting implements Reporting
             $fields,
         );
         $kind = $level === 'error' ? Breadcrumb::TYPE_ERROR : Breadcrumb::TYPE_DEFAULT;
-        $this->crumbs[] = new Breadcrumb($level, $kind, 'job', $event, $data, microtime(true));
+        $text = Sentry::crumbText($event, $fields);
+        $this->crumbs[] = new Breadcrumb($level, $kind, 'job', $text, $data, microtime(true));
         if (count($this->crumbs) >= 2 * Sentry::MAX_CRUMBS) {
             $this->crumbs = array_slice($this->crumbs, -Sentry::MAX_CRUMBS);
         }
@@ -69,7 +82,17 @@ final class SdkReporting implements Reporting
 
     public function failed(?\Throwable $thrown, array $error, string $level): array
     {
-        $id = \Sentry\withScope(function (Scope $scope) use ($thrown, $error, $level): mixed {
+        $job = $this->tags['job'] ?? null;
+        $key = Repeats::key($error['class'], $error['message'], $level, $job);
+        $repeated = $this->repeats->count($key);
+        if ($repeated === null) {
+            return ['sentry_event' => $this->repeats->last($key), 'repeated' => true];
+        }
+        $id = \Sentry\withScope(function (Scope $scope) use ($thrown, $error, $level, $job, $repeated): mixed {
+            $this->tell($scope, $job);
+            if ($repeated > 0) {
+                $scope->setExtra(Sentry::REPEATED, $repeated);
+            }
             foreach ($this->tags as $name => $tag) {
                 if ($tag !== null) {
                     $scope->setTag($name, (string) $tag);
@@ -83,6 +106,24 @@ final class SdkReporting implements Reporting
                 ? \Sentry\captureMessage("{$error['class']}: {$error['message']}")
                 : \Sentry\captureException($thrown);
         });
+        if ($id !== null) {
+            $this->repeats->sent($key, (string) $id);
+        }
         return ['sentry_event' => $id === null ? null : (string) $id];
+    }
+
+    /** Tell what belongs to the job and not to the error. */
+    private function tell(Scope $scope, ?string $job): void
+    {
+        $scope->setFingerprint(Sentry::fingerprint($job));
+        $scope->addEventProcessor(static fn (Event $event): Event => $event->setTransaction($job));
+        foreach ($this->contexts as $name => $context) {
+            if ($name !== 'trace') {
+                $scope->setContext($name, $context);
+                continue;
+            }
+            $parent = "{$context['trace_id']}-{$context['parent_span_id']}";
+            $scope->setPropagationContext(PropagationContext::fromHeaders($parent, ''));
+        }
     }
 }

@@ -15,6 +15,8 @@ final class SentrySender
     /** Of a file's mode: which bits say its kind, and what they are for a socket (inode(7)). */
     private const KIND = 0170000;
     private const SOCKET = 0140000;
+    /** Seconds that one exchange takes at most; then this process is ended, and started again by Reporter. */
+    private const LONGEST = 10;
 
     public static function main(): int
     {
@@ -28,6 +30,8 @@ final class SentrySender
         $pipe = new Pipe($stream);
         $sentry = null;
         $notBefore = 0.0;
+        // The usual action of its signal: one look-up or answer that never ends must not be the last.
+        pcntl_async_signals(false);
         while (($message = $pipe->receive()) !== null) {
             [$head, $body] = $message;
             if ($sentry === null) {
@@ -38,11 +42,13 @@ final class SentrySender
             if (hrtime(true) / 1e9 < $notBefore) {
                 $error = 'Sentry wants no more for a while.';
             } else {
+                pcntl_alarm(self::LONGEST);
                 try {
                     $notBefore = hrtime(true) / 1e9 + $sentry->send($body, refused: $error);
                 } catch (\RuntimeException $exc) {
                     $error = $exc->getMessage();
                 }
+                pcntl_alarm(0);
             }
             if (!$pipe->send(['error' => $error])) {
                 return 0;

@@ -29,6 +29,9 @@ final class Worker
 
     private const LOST = 'The connection was lost while the job ran: it will be delivered again.';
 
+    /** The fields that every line about a job has; an event has them as tags. */
+    private const OF_JOB = ['queue' => 1, 'job' => 1, 'id' => 1, 'tenant' => 1, 'attempt' => 1];
+
     private readonly Log $log;
     private readonly float $started;
     /** @var array<string, true> */
@@ -298,7 +301,9 @@ final class Worker
     private function settledNonsense(Reservation $reservation, string $reason): bool
     {
         $log = $this->log->bind(['queue' => $reservation->queue]);
-        $record = (new ParkedRecord(reason: $reason, body: $reservation->body))->encode();
+        $tags = ['queue' => $reservation->queue, 'release' => $this->reporter?->release()];
+        $id = $this->reporter?->report(Sentry::event('InvalidEnvelope', $reason, 'error', $tags));
+        $record = (new ParkedRecord(reason: $reason, body: $reservation->body, sentryEvent: $id))->encode();
         $lost = $this->written(fn () => $this->queue->park($reservation, $record), $log);
         $end = $lost ?? new End('parked', $reason);
         $log->log($end->level(), 'job', [
@@ -343,6 +348,7 @@ final class Worker
                 $lookAtConnection,
                 $this->limits->memory !== null,
                 $this->reporter === null ? null : ($again ? 'warning' : 'error'),
+                count($rules->retryDelays) + 1,
             );
             if (!$outcome->died || $run === 2 || $lost) {
                 break;
@@ -386,14 +392,17 @@ final class Worker
     /** Tell Sentry, if there is one; return its id of that. */
     private function reported(string $level, Reservation $reservation, Envelope $envelope, Outcome $outcome): ?string
     {
-        if ($this->reporter === null || $outcome->eventId !== null) {
+        if ($outcome->repeated) {
+            $this->reporter?->noteRepeated();
+        }
+        if ($this->reporter === null || $outcome->eventId !== null || $outcome->repeated) {
             return $outcome->eventId;
         }
         $event = $outcome->event;
         if ($event === null && $outcome->error !== null) {
             // The child could not tell: it died, hung, or has no job of this name.
             $lines = array_map(
-                static fn (array $line): array => [$line[0], 'debug', $line[1], $line[2]],
+                static fn (array $line): array => [$line[0], 'debug', $line[1], array_diff_key($line[2], self::OF_JOB)],
                 $this->runner->kept->lines(),
             );
             $event = Sentry::event(

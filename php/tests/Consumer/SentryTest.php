@@ -5,6 +5,7 @@ declare(strict_types=1);
 namespace KestrelStack\Tests\Consumer;
 
 use KestrelStack\Consumer\Log;
+use KestrelStack\Consumer\Repeats;
 use KestrelStack\Consumer\Reporter;
 use KestrelStack\Consumer\Sentry;
 use KestrelStack\Tests\Support\Program;
@@ -22,6 +23,7 @@ final class SentryTest extends TestCase
             file_put_contents("$folder/sent", json_encode($sent) . "\n", FILE_APPEND);
             http_response_code((int) (@file_get_contents("$folder/status") ?: 200));
             header('Retry-After: 7');
+            header('Content-Type: ' . (@file_get_contents("$folder/type") ?: 'application/json'));
         }
         PHP;
 
@@ -60,7 +62,7 @@ final class SentryTest extends TestCase
         $reporter = new Reporter($this->dsn(), $this->log, ['environment' => 'test', 'release' => null]);
         $id = $reporter->report($event);
         $reporter->close(Program::DEADLINE);
-        self::assertSame([], $this->lines);
+        self::assertSame([['info', 'errors', ['reported' => 1, 'repeated' => 0, 'not_reported' => 0]]], $this->lines);
         [$sent] = $this->sent();
         self::assertSame('/prefix/api/7/envelope/', $sent['path']);
         self::assertSame('application/x-sentry-envelope', $sent['type']);
@@ -74,7 +76,13 @@ final class SentryTest extends TestCase
         self::assertEquals($tags, $found['tags']);
         self::assertSame('no \xff', $found['exception']['values'][0]['value']);
         $frames = $found['exception']['values'][0]['stacktrace']['frames'];
-        self::assertSame(__FILE__, end($frames)['filename']);
+        $last = end($frames);
+        self::assertSame(__FILE__, $last['abs_path']);
+        self::assertSame(substr(__FILE__, strlen(getcwd()) + 1), $last['filename']);
+        self::assertSame('        $thrown = new \DomainException("no \xff");', $last['context_line']);
+        self::assertSame([5, 5], [count($last['pre_context']), count($last['post_context'])]);
+        $how = ['type' => 'kestrel_stack', 'handled' => false];
+        self::assertSame($how, $found['exception']['values'][0]['mechanism']);
         self::assertSame('2026-11-21T02:15:00.123Z', $found['breadcrumbs']['values'][0]['timestamp']);
         self::assertSame(Sentry::MAX_CRUMB_TEXT, strlen($found['breadcrumbs']['values'][0]['data']['text']));
     }
@@ -91,8 +99,10 @@ final class SentryTest extends TestCase
         $said = "http://127.0.0.1:$this->port answered with status 503.";
         self::assertSame([
             ['warning', 'sentry is away', ['error' => $said]],
-            ['debug', 'sentry is away', ['error' => $said]],
-            ['info', 'sentry is back', ['not_reported' => 2]],
+            ['debug', 'sentry is still away', ['error' => $said]],
+            ['info', 'sentry is back', ['not_reported' => 2, 'away' => $this->lines[2][2]['away']]],
+            ['warning', 'errors were not reported', ['count' => 2]],
+            ['info', 'errors', ['reported' => 1, 'repeated' => 0, 'not_reported' => 2]],
         ], $this->lines);
     }
 
@@ -100,7 +110,7 @@ final class SentryTest extends TestCase
     {
         $this->startServer();
         file_put_contents("$this->folder/status", '429');
-        self::assertSame(60.0, Sentry::at($this->dsn())->send("{}\n", refused: $refused));
+        self::assertSame(7.0, Sentry::at($this->dsn())->send("{}\n", refused: $refused));
         self::assertStringEndsWith(' answered with status 429.', $refused);
         $reporter = new Reporter($this->dsn(), $this->log, []);
         $this->reportAndWait($reporter, 3);
@@ -108,17 +118,78 @@ final class SentryTest extends TestCase
         self::assertCount(2, $this->sent());
     }
 
+    public function testAPageForPeopleIsNotSentrysAnswer(): void
+    {
+        $this->startServer();
+        file_put_contents("$this->folder/type", 'text/html; charset=utf-8');
+        Sentry::at($this->dsn())->send("{}\n", refused: $refused);
+        self::assertStringEndsWith(' answered with a web page: that is not Sentry.', $refused);
+    }
+
     public function testASentryThatIsSilentHoldsUpNobodyAndCostsNoMemory(): void
     {
         $silent = stream_socket_server("tcp://127.0.0.1:$this->port");
-        $reporter = new Reporter($this->dsn(), $this->log, []);
+        $reporter = new Reporter($this->dsn(), $this->log, [], new Repeats(1000));
         for ($number = 0; $number < Reporter::MAX_WAITING + 5; $number++) {
             $reporter->report($this->event());
         }
         $reporter->close(0.2);
         $lost = ['count' => Reporter::MAX_WAITING + 5];
-        self::assertSame([['warning', 'errors were not reported', $lost]], $this->lines);
+        self::assertSame([
+            ['warning', 'errors were not reported', $lost],
+            ['info', 'errors', ['reported' => 0, 'repeated' => 0, 'not_reported' => $lost['count']]],
+        ], $this->lines);
         fclose($silent);
+    }
+
+    /** @dataProvider wishes */
+    public function testForHowLongAnAnswerAsksForQuiet(
+        string $status,
+        ?string $limits,
+        string $after,
+        float $wait,
+    ): void {
+        self::assertSame($wait, Sentry::quietSeconds($status, $limits, $after));
+    }
+
+    public static function wishes(): array
+    {
+        return [
+            ['200', null, '', 0.0],
+            ['429', null, '', 60.0],
+            ['429', null, '5', 5.0],
+            ['429', null, '99999', Sentry::MAX_QUIET],
+            ['429', null, 'Thu, 01 Jan 1970 00:00:00 GMT', 0.0],
+            ['429', null, 'soon', 60.0],
+            ['500', null, '5', 0.0],
+            ['200', '30:error:organization', '', 30.0],
+            ['429', '30:transaction;session:key', '90', 0.0],
+            ['429', '10::organization, 20:transaction;error:key:quota', '90', 20.0],
+            ['429', 'nonsense', '', 0.0],
+        ];
+    }
+
+    public function testOfOneErrorTheFirstAreSentAndTheOthersAreCounted(): void
+    {
+        $repeats = new Repeats(2, 3600.0);
+        $key = Repeats::key('Error', "order 1234 of 7f9f9f9e-12ab is late\nmore", 'error', 'A');
+        self::assertSame($key, Repeats::key('Error', 'order 5 of 0a1b2c3d4e is late', 'error', 'A'));
+        self::assertNotSame($key, Repeats::key('Error', 'order 5 of 0a1b2c3d4e is late', 'error', 'B'));
+        self::assertNotSame($key, Repeats::key('Error', 'order 5 of 0a1b2c3d4e is lost', 'error', 'A'));
+        self::assertNotSame($key, Repeats::key('Error', 'order 5 of 0a1b2c3d4e is late', 'warning', 'A'));
+        self::assertSame([0, 0, null, null], array_map($repeats->count(...), array_fill(0, 4, $key)));
+        self::assertSame(0, $repeats->count('another'));
+        $repeats->sent($key, 'an id');
+        self::assertSame(['an id', null], [$repeats->last($key), $repeats->last('another')]);
+    }
+
+    public function testASentEventSaysHowManyWereHeldBack(): void
+    {
+        $repeats = new Repeats(1, 0.05);
+        self::assertSame([0, null, null], array_map($repeats->count(...), ['a', 'a', 'a']));
+        Program::wait(static fn (): bool => $repeats->count('b') !== null && $repeats->count('c') !== null, 'others');
+        usleep(60_000);
+        self::assertSame(2, $repeats->count('a'));
     }
 
     public function testASentryThatIsNotThereIsOneSentenceWithoutTheKey(): void
