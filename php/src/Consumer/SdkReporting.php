@@ -6,6 +6,10 @@ namespace KestrelStack\Consumer;
 
 use Sentry\Breadcrumb;
 use Sentry\Event;
+use Sentry\EventHint;
+use Sentry\ExceptionMechanism;
+use Sentry\Integration\EnvironmentIntegration;
+use Sentry\Integration\FrameContextifierIntegration;
 use Sentry\Integration\ModulesIntegration;
 use Sentry\SentrySdk;
 use Sentry\Severity;
@@ -41,7 +45,11 @@ final class SdkReporting implements Reporting
                 'dsn' => $dsn,
                 // Not the usual integrations: they would report what a job has dealt with.
                 'default_integrations' => false,
-                'integrations' => [new ModulesIntegration()],
+                'integrations' => [
+                    new EnvironmentIntegration(),
+                    new FrameContextifierIntegration(),
+                    new ModulesIntegration(),
+                ],
                 'environment' => $environment,
                 'release' => $release,
                 'server_name' => (string) (getenv('KESTREL_STACK_HOST') ?: gethostname()),
@@ -104,7 +112,10 @@ final class SdkReporting implements Reporting
             }
             return $thrown === null
                 ? \Sentry\captureMessage("{$error['class']}: {$error['message']}")
-                : \Sentry\captureException($thrown);
+                // Nobody has dealt with it: it ended the job.
+                : \Sentry\captureException($thrown, EventHint::fromArray([
+                    'mechanism' => new ExceptionMechanism('kestrel_stack', false),
+                ]));
         });
         if ($id !== null) {
             $this->repeats->sent($key, (string) $id);

@@ -153,12 +153,26 @@ class Sdk:
         self._current.set_level(level)
         if repeated:
             self._current.set_extra(sentry.REPEATED, repeated)
-        event_id = self._sdk.capture_exception((type(exc), exc, trace))
+        event_id = self._capture((type(exc), exc, trace))
         if event_id is not None:
             if len(self._last) >= sentry.MAX_ERRORS:
                 self._last.clear()
             self._last[key] = event_id
         return {"sentry_event": event_id}
+
+    def _capture(self, found: tuple[type[BaseException], BaseException, TracebackType | None]) -> str | None:
+        try:
+            from sentry_sdk.utils import event_from_exception
+
+            client = (
+                self._sdk.get_client() if hasattr(self._sdk, "get_client") else self._sdk.Hub.current.client
+            )
+            # Nobody has dealt with it: it ended the job.
+            how = {"type": "kestrel_stack", "handled": False}
+            event, hint = event_from_exception(found, client_options=client.options, mechanism=how)
+        except Exception:  # a version that has this otherwise; the rest is the same
+            return self._sdk.capture_exception(found)
+        return self._sdk.capture_event(event, hint=hint)
 
     def close(self) -> None:
         """Give what waits a moment to be sent."""
