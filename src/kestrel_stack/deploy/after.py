@@ -48,7 +48,7 @@ _BUGSINK_HINTS = {
 }
 _REV = re.compile(r"[0-9a-f]{7,64}\Z")
 _KEYS = {
-    "after": ("sentry", "bugsink", "webhook"),
+    "after": ("sentry", "bugsink", "webhook", "environments"),
     "after.sentry": ("url", "organization", "projects"),
     "after.bugsink": ("url", "projects"),
 }
@@ -86,6 +86,12 @@ class AfterSpec:
     webhook: str = field(default="", repr=False)
     """Where a message is posted: an address, or ``$NAME`` for one in this variable; empty: nowhere."""
     bugsink: Bugsink | None = None
+    environments: tuple[str, ...] = ()
+    """Only deploys to these are told, as `Deployed.reported` calls them; empty: all."""
+
+    def tells(self, environment: str) -> bool:
+        """Say whether anybody hears of deploys to this environment."""
+        return not self.environments or environment in self.environments
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,11 @@ class Deployed:
     reported: str = ""
     """The environment that workers report their errors with; empty: ``environment``."""
 
+    @property
+    def known_as(self) -> str:
+        """The environment as Sentry knows it from events; an inventory's name may be another, even a path."""
+        return self.reported or self.environment
+
 
 # --- deploy.yml ---------------------------------------------------------------------------------------
 
@@ -132,7 +143,19 @@ def parse_after(value: Any, where: str) -> AfterSpec:
         None if sentry is None else _sentry(sentry, where),
         _webhook(data.get("webhook"), where),
         None if bugsink is None else _bugsink(bugsink, where),
+        _environments(data.get("environments"), where),
     )
+
+
+def _environments(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
+        raise Refused(
+            f"{where}: after.environments is {value!r}; it must be a list of names as in"
+            " kestrel_stack_environment, like [production]"
+        )
+    return tuple(value)
 
 
 def _sentry(value: Any, where: str) -> Sentry:
@@ -239,6 +262,8 @@ def after_deploy(
     what went well, the webhook of failures, too.
     """
     environ = os.environ if environ is None else environ
+    if not spec.tells(done.known_as):
+        return
     tasks: list[tuple[str, Callable[[], str]]] = []
     if spec.sentry is not None and done.result == "ok":
         tasks.append(("Sentry", lambda: _tell_sentry(spec.sentry, done, environ, timeout)))
@@ -289,10 +314,8 @@ def _tell_sentry(sentry: Sentry, done: Deployed, environ: Mapping[str, str], tim
         about["ref"] = done.rev
     if commits:
         about["commits"] = commits
-    # The name by which Sentry knows it from events; an inventory may be called otherwise, even by a path.
-    environment = done.reported or done.environment
     marker: dict[str, Any] = {
-        "environment": environment,
+        "environment": done.known_as,
         "name": f"{done.action} by {done.by}" if done.by else done.action,
         "projects": list(sentry.projects),
         "dateFinished": _moment(finished),
@@ -311,7 +334,7 @@ def _tell_sentry(sentry: Sentry, done: Deployed, environ: Mapping[str, str], tim
             hints=_SENTRY_HINTS,
         )
     told = f", {len(commits)} commit{'s' if len(commits) != 1 else ''}" if commits else ""
-    return f"Sentry knows release {done.release}{told} and its deploy to {environment}"
+    return f"Sentry knows release {done.release}{told} and its deploy to {done.known_as}"
 
 
 def _tell_bugsink(bugsink: Bugsink, done: Deployed, environ: Mapping[str, str], timeout: float) -> str:

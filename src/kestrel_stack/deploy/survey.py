@@ -54,6 +54,12 @@ class Survey:
     deploys: tuple[Mapping[str, Any], ...] = ()
     """The last lines of deploys.jsonl, the newest last."""
 
+    @property
+    def errors_to(self) -> str | None:
+        """The host, and port, that errors are reported to; empty: to none; None when that cannot be told."""
+        said = self.state.facts.get("errors_to")
+        return "" if said == "-" else said
+
 
 @dataclass(frozen=True)
 class LastDeploy:
@@ -117,6 +123,12 @@ def best(surveys: Sequence[Survey]) -> Survey | None:
     """Return the survey of the host that reached most queue servers; None when no host reached one."""
     reached = [survey for survey in surveys if survey.servers]
     return max(reached, key=lambda survey: (survey.servers, -len(survey.away)), default=None)
+
+
+def unreported(surveys: Sequence[Survey]) -> dict[str, str]:
+    """Return the hosts that report errors to none while others do, with where those report them to."""
+    somewhere = next((survey.errors_to for survey in surveys if survey.errors_to), "")
+    return {survey.state.host: somewhere for survey in surveys if somewhere and survey.errors_to == ""}
 
 
 def last_deploy(surveys: Sequence[Survey]) -> LastDeploy | None:

@@ -396,6 +396,16 @@ def test_a_server_that_repeats_its_address_does_not_put_it_into_the_log(receiver
     assert "secret" not in told.text
 
 
+def test_a_deploy_to_another_environment_is_told_to_nobody(receiver):
+    spec = parse_after({"webhook": receiver.url, "environments": ["production", "staging"]}, "deploy.yml")
+    for about in ({"environment": "lab"}, {"environment": "production", "reported": "lab"}):
+        assert Told().tell(spec, deployed(**about)).text == ""
+    assert receiver.requests == []
+    for about in ({"environment": "staging"}, {"environment": "../eu", "reported": "production"}):
+        assert Told().tell(spec, deployed(**about)).said == ["The webhook at 127.0.0.1 was told"]
+    assert len(receiver.requests) == 2
+
+
 def test_nobody_to_tell_is_nothing_to_do():
     assert Told().tell(AfterSpec()).text == ""
 
@@ -432,7 +442,7 @@ BUGSINK_WELL = {"url": "http://127.0.0.1:8765", "projects": ["shop"]}
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("chat", "after must be a mapping with the keys sentry, bugsink, webhook"),
+        ("chat", "after must be a mapping with the keys sentry, bugsink, webhook, environments"),
         ({"webhok": "x"}, "unknown key after.webhok: did you mean webhook?"),
         ({"sentry": {**WELL, "projekts": []}}, "unknown key after.sentry.projekts: did you mean projects?"),
         ({"sentry": {**WELL, "token": "abc-secret"}}, "unknown key after.sentry.token: known are url"),
@@ -461,6 +471,9 @@ BUGSINK_WELL = {"url": "http://127.0.0.1:8765", "projects": ["shop"]}
         ({"bugsink": {**BUGSINK_WELL, "projects": [True]}}, "after.bugsink.projects is [True]"),
         ({"bugsink": {**BUGSINK_WELL, "projects": [0]}}, "after.bugsink.projects is [0]"),
         ({"bugsink": {**BUGSINK_WELL, "projects": ["../x"]}}, "after.bugsink.projects is ['../x']"),
+        ({"environments": "production"}, "after.environments is 'production'"),
+        ({"environments": []}, "after.environments is []"),
+        ({"environments": [1]}, "after.environments is [1]"),
         ({"webhook": 5}, "after.webhook must be an address"),
         ({"webhook": "chat.example.com/abc-secret"}, "after.webhook must be an address"),
         ({"webhook": "https://h:port/abc-secret"}, "after.webhook must be an address"),

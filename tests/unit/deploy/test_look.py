@@ -69,10 +69,11 @@ class Machine:
         self.jobs.chmod(0o755)
         self.running: subprocess.Popen[bytes] | None = None
 
-    def serve(self, servers: list[str]) -> None:
+    def serve(self, servers: list[str], dsn: str | None = None) -> None:
         """Write the settings file."""
         content = {"app": "shop", "namespace": "shop", "environment": "lab", "servers": servers}
         content["queues"] = [{"name": name, "retry_delays": [10]} for name in QUEUES]
+        content["sentry_dsn"] = dsn
         self.settings.write_text(json.dumps(content))
 
     def log(self, name: str) -> Path:
@@ -264,6 +265,7 @@ def test_status_as_json_has_it_all(machines, out):
     assert (one["release"], one["answers"], one["web"]) == (NEW, True, None)
     assert [group["running"] for group in one["groups"]] == [1, 1]
     assert (other["answers"], other["error"]) == (False, "worker2 does not answer")
+    assert one["errors_to"] is None
     assert [queue["name"] for queue in data["queues"]] == ["a", "b"]
     assert data["queues"][0] == {
         "name": "a", "items": 0, "open": 0, "errors": 0, "retries": 0, "oldest_s": None,
@@ -403,6 +405,43 @@ def test_a_good_host_is_ready(machines, app, out):
     assert "2 hosts of lab can be deployed to" in said(out)
 
 
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("dsn", "shown"),
+    [
+        (f"https://{KEY}@errors.example.com/3", "errors.example.com"),
+        (f"http://{KEY}:{KEY}@10.0.0.5:8765/sub/path/3", "10.0.0.5:8765"),
+        (f"http://{KEY}@[2001:db8::1]:8765/3", "[2001:db8::1]:8765"),
+        (None, "the logs only"),
+        (f"https://{KEY}", "the logs only"),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_where_errors_go_is_said_and_never_the_key(machines, broker, app, out, dsn, shown, indent):
+    for machine in machines.values():
+        machine.serve([broker.address], dsn)
+        content = json.loads(machine.settings.read_text())
+        machine.settings.write_text(json.dumps(content, indent=indent))
+    assert commands.check("lab", str(app.path), None, out) == DONE
+    assert said(out).count(f"errors go to {shown}\n") == 2
+    assert commands.status("lab", None, False, out) == DONE
+    assert f"\nErrors go to {shown}\n" in said(out)
+    assert KEY not in said(out)
+
+
+def test_a_host_that_reports_to_none_while_others_do_is_a_problem(machines, broker, app, out):
+    machines["worker2"].serve([broker.address], f"https://{KEY}@errors.example.com/3")
+    text = checked(app, out)
+    assert re.search(
+        r"worker1 +its errors are in its logs only, while others .* errors\.example\.com: run", text
+    )
+    assert re.search(r"worker2 +ready: .*errors go to errors\.example\.com", text)
+    assert commands.status("lab", None, False, out) == DONE
+    assert "Errors go to errors.example.com, the logs only" in said(out)
+
+
 def test_every_problem_is_named_with_its_fix(machines, app, out):
     bad = machines["worker2"]
     bad.tree.helper.unlink()
@@ -418,6 +457,14 @@ def test_every_problem_is_named_with_its_fix(machines, app, out):
         "set NO_SUCH_HOOK in the environment",
     ):
         assert problem in text
+
+
+def test_what_only_another_environment_needs_is_no_problem_here(machines, app, out):
+    hook = "after: {webhook: $NO_SUCH_HOOK, environments: [%s]}\n"
+    app.write("deploy.yml", hook % "production")
+    assert commands.check("lab", str(app.path), None, out) == DONE
+    app.write("deploy.yml", hook % "lab")
+    assert "set NO_SUCH_HOOK in the environment" in checked(app, out)
 
 
 def test_what_this_machine_lacks_is_a_problem_too(machines, app, out, monkeypatch, tmp_path):

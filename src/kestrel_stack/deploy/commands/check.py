@@ -7,12 +7,12 @@ from pathlib import Path
 from .. import after, assets, description, plan
 from ..appspec import AppSpec, parse_app_spec
 from ..build import composer
-from ..description import ROOT, Host
+from ..description import ROOT, Environment, Host
 from ..errors import DONE, Refused
 from ..hoststate import describe_lock
 from ..report import Report, count
 from ..session import SKEW_WARNED, Session, interruptible
-from ..survey import Survey
+from ..survey import Survey, unreported
 from .look import ask_everywhere, survey_of
 
 LITTLE_DISK = 500
@@ -27,15 +27,21 @@ def check(env: str, app: str, limit: str | None, out: Report) -> int:
     spec = _read_spec(app)
     with Session(environment, out) as session, interruptible():
         surveys, errors = ask_everywhere(session, lambda host: survey_of(session, host, spec.shared_files))
-        ours = _problems_here(spec)
+        ours = _problems_here(spec, environment)
         for problem in ours:
             out.bad(problem)
         found = len(ours)
+        alone = unreported(list(surveys.values()))
         for host in session.hosts:
             if host.name in errors:
                 problems = [str(errors[host.name]).removeprefix(f"{host.name}: ")]
             else:
                 problems = problems_of(environment.app, host, surveys[host.name])
+                if host.name in alone:
+                    problems.append(
+                        f"its errors are in its logs only, while others report theirs to"
+                        f" {alone[host.name]}: {_SITE}"
+                    )
             for problem in problems:
                 out.bad(problem, host.name)
             if not problems:
@@ -51,9 +57,10 @@ def check(env: str, app: str, limit: str | None, out: Report) -> int:
     return DONE
 
 
-def _problems_here(spec: AppSpec) -> list[str]:
+def _problems_here(spec: AppSpec, environment: Environment) -> list[str]:
     """Say what this machine lacks, each with its fix."""
-    found = after.problems(spec.after)
+    told = spec.after.tells(environment.reported or environment.name)
+    found = after.problems(spec.after) if told else []
     for require in (lambda: assets.require_tools(spec.assets), lambda: composer.require_tools(spec.composer)):
         try:
             require()
@@ -119,4 +126,6 @@ def _well(survey: Survey) -> str:
     answer = "answers" if survey.servers == 1 else "answer"
     words = [f"{state.target}", f"{free} MB free", f"{count(survey.servers, 'queue server')} {answer}"]
     words.append(f"runs {state.current}" if state.current else "no release yet")
+    if survey.errors_to is not None:
+        words.append(f"errors go to {survey.errors_to or 'the logs only'}")
     return "ready: " + ", ".join(words)

@@ -94,6 +94,7 @@ def _as_json(
                 **report.status_json(one.state),
                 "queue_servers_away": [asdict(away) for away in one.away],
                 "queue_trouble": one.trouble or None,
+                "errors_to": one.errors_to or None,
             }
         )
     best = survey.best(list(surveys.values()))
@@ -131,8 +132,14 @@ def _show(
         for line in queue_problems(one):
             out.bad(line, name)
     last = survey.last_deploy(list(surveys.values()))
-    if last is not None:
+    reported = sorted(
+        {one.errors_to or "the logs only" for one in surveys.values() if one.errors_to is not None}
+    )
+    if last is not None or reported:
         out.line()
+    if reported:
+        out.line(f"Errors go to {', '.join(reported)}")
+    if last is not None:
         out.line(f"Last: {report.deploy_text(last, now)}")
 
 
