@@ -172,7 +172,7 @@ def _sentry(value: Any, where: str) -> Sentry:
     ):
         raise Refused(f"{where}: after.sentry.projects is {projects!r}; it must be a list of projects' slugs")
     url = data.get("url", SENTRY_URL)
-    if not _is_address(url) or urllib.parse.urlsplit(url).query:
+    if not _is_base(url):
         # Not repeated: who puts a token here must not find it in a log as well.
         raise Refused(
             f"{where}: after.sentry.url must be an address such as {SENTRY_URL}, and hold no password"
@@ -183,7 +183,7 @@ def _sentry(value: Any, where: str) -> Sentry:
 def _bugsink(value: Any, where: str) -> Bugsink:
     data = mapping(value, "after.bugsink", _KEYS["after.bugsink"], where)
     url, projects = data.get("url"), data.get("projects")
-    if not _is_address(url) or urllib.parse.urlsplit(url).query:
+    if not _is_base(url):
         raise Refused(
             f"{where}: after.bugsink.url must be an address such as https://errors.example.com, and hold no"
             " password"
@@ -221,6 +221,11 @@ def _is_address(value: Any) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+
+
+def _is_base(value: Any) -> bool:
+    """Say whether paths can be put behind an address."""
+    return _is_address(value) and not any(urllib.parse.urlsplit(value)[3:])
 
 
 def problems(spec: AfterSpec, environ: Mapping[str, str] | None = None) -> list[str]:

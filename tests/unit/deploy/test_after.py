@@ -466,6 +466,7 @@ BUGSINK_WELL = {"url": "http://127.0.0.1:8765", "projects": ["shop"]}
         ({"bugsink": {**BUGSINK_WELL, "url": "https://me:abc-secret@h/"}}, "after.bugsink.url must be an"),
         ({"bugsink": {**BUGSINK_WELL, "url": "file:///etc"}}, "after.bugsink.url must be an address"),
         ({"bugsink": {**BUGSINK_WELL, "url": "http://h/?token=abc-secret"}}, "after.bugsink.url must be an"),
+        ({"bugsink": {**BUGSINK_WELL, "url": "http://h/#abc-secret"}}, "after.bugsink.url must be an"),
         ({"bugsink": {"url": "http://h"}}, "after.bugsink.projects is None"),
         ({"bugsink": {**BUGSINK_WELL, "projects": "shop"}}, "after.bugsink.projects is 'shop'"),
         ({"bugsink": {**BUGSINK_WELL, "projects": [True]}}, "after.bugsink.projects is [True]"),
