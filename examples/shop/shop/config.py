@@ -24,9 +24,10 @@ def partner_url(file: Path | None = None) -> str:
         try:
             url = json.loads(file.read_text()).get("partner_url")
         except (ValueError, AttributeError):
-            raise NotConfigured(f"{file} is not a JSON object") from None
+            raise NotConfigured(f"{file.name} is not a JSON object") from None
     if not url:
-        raise NotConfigured(f"no partner is configured: set SHOP_PARTNER_URL, or partner_url in {file}")
+        # Not the file's path, which names the release: Sentry would take each deploy's for another error.
+        raise NotConfigured(f"no partner is configured: set SHOP_PARTNER_URL, or partner_url in {file.name}")
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
         raise NotConfigured(f"the partner's URL {url!r} does not begin with http:// or https://")
     return url

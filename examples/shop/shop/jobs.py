@@ -56,6 +56,7 @@ def post_to_partner(data: dict[str, Any], context: Context) -> None:
 
     Where a worker dies between the post and its mark, the job's id lets the partner see the repetition.
     """
+    context.log.debug("telling the partner", order=data.get("order"))
     url = config.partner_url()
     files.shared_folder(files.var())
     once = Once(SqliteStore(files.shared_file(files.var() / "once.sqlite")), LEASE)

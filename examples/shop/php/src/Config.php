@@ -18,10 +18,11 @@ final class Config
             $url = json_decode((string) file_get_contents($file), true)['upload_url'] ?? null;
         }
         if ($url === null) {
-            throw new Park("nobody takes uploads: set SHOP_UPLOAD_URL, or upload_url in $file");
+            // Not the file's path, which names the release: Sentry would take each deploy's for another error.
+            throw new Park('nobody takes uploads: set SHOP_UPLOAD_URL, or upload_url in config.json');
         }
         if (!is_string($url) || !preg_match('~^https?://~', $url)) {
-            throw new Park("the URL for uploads in $file does not begin with http:// or https://");
+            throw new Park('the URL for uploads in config.json does not begin with http:// or https://');
         }
         return $url;
     }

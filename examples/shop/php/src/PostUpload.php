@@ -32,6 +32,7 @@ final class PostUpload
         if (!is_string($name) || $content === false) {
             throw new Park("the job's data must be a file's 'name' and its 'content' in base64");
         }
+        $context->log->debug('upload taken', ['name' => $name, 'bytes' => strlen($content)]);
         $url = Config::uploadUrl();
         $once = new Once(new PdoStore(Database::open('once.sqlite')), self::LEASE);
         $posted = $once->run(
