@@ -131,9 +131,9 @@ def main() -> None:
         log_in(page, bugsink.url)
         issue = f"/issues/issue/{found['id']}/event/last/"
         for name, path, height in (
-            ("issues", f"/issues/{bugsink.project}/", 500),
-            ("issue", issue, 1450),
-            ("breadcrumbs", f"{issue}breadcrumbs/", 560),
+            ("issues", f"/issues/{bugsink.project}/", 490),
+            ("issue", issue, 1420),
+            ("breadcrumbs", f"{issue}breadcrumbs/", 480),
         ):
             page.set_viewport_size({"width": WIDTH, "height": height})
             page.goto(bugsink.url + path)
