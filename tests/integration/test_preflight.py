@@ -32,7 +32,12 @@ GOOD = {
     "kestrel_stack_queues": [{"name": "hello_world"}],
     "deploy_user": "deploy",
     "kestrel_flavor": "embedded",
-    "sentry_backend": "none",
+    "sentry_backend": "bugsink",
+    # Of the host's own addresses one that the others reach.
+    "sentry_listen_address": "10.0.0.1",
+    "sentry_bugsink_port": 28765,
+    "sentry_admin_email": "anna@example.com",
+    "sentry_admin_password": "a sample, not a secret",
     "consumers_python_app": "shop.jobs:registry",
     "web_python_app": "shop.web:application",
     "web_port": 28080,
@@ -150,9 +155,140 @@ CASES = {
         {"sentry_backend": "external"},
         "app_host_sentry_dsn must be the project's DSN, like https://KEY@sentry.example.com/1",
     ),
-    "an-external-sentry": (
+    "an-external-sentry-and-a-host-for-one": (
         {"sentry_backend": "external", "app_host_sentry_dsn": "https://abc@sentry.example.com/1"},
-        None,
+        "the inventory's group sentry has a-good-inventory, and sentry_backend is external, which needs none:"
+        " empty the group, or set sentry_backend: bugsink or self_hosted",
+    ),
+    "no-sentry-and-a-host-for-one": (
+        {"sentry_backend": "none"},
+        "the inventory's group sentry has a-good-inventory, and sentry_backend is none, which needs none:"
+        " empty the group, or set sentry_backend: bugsink or self_hosted",
+    ),
+    "a-dsn-of-two": (
+        {"app_host_sentry_dsn": "https://abc@sentry.example.com/1"},
+        "app_host_sentry_dsn is set, and sentry_backend is bugsink: use one",
+    ),
+    "a-sentry-on-an-address-of-another-host": (
+        {"sentry_listen_address": "10.0.0.99"},
+        "sentry_listen_address 10.0.0.99 is not an address of a-sentry-on-an-address-of-another-host:"
+        " use 127.0.0.1 or one of 10.0.0.1",
+    ),
+    "a-privileged-port-for-bugsink": (
+        {"sentry_bugsink_port": 80},
+        "sentry_bugsink_port 80 must be a whole number from 1024 to 65535",
+    ),
+    "nobody-to-log-in": (
+        {"sentry_admin_email": ABSENT, "sentry_admin_password": ABSENT},
+        "sentry_admin_email and sentry_admin_password are empty, so nobody could log in: set both, the"
+        " password from a vault, or for a lab sentry_generate_login: true",
+    ),
+    "an-administrator-without-a-password": (
+        {"sentry_admin_password": ABSENT},
+        "sentry_admin_password is empty, so nobody could log in: set both, the password from a vault, or for"
+        " a lab sentry_generate_login: true",
+    ),
+    "an-administrator-without-an-address": (
+        {"sentry_admin_email": "anna"},
+        "sentry_admin_email anna is no address of mail: write it like anna@example.com",
+    ),
+    "a-password-to-guess": (
+        {"sentry_admin_password": "secret"},
+        "sentry_admin_password is too short: give at least 10 characters",
+    ),
+    "two-passwords": (
+        {"sentry_generate_login": True, "sentry_login_file": "/x"},
+        "sentry_admin_password is set, and sentry_generate_login would make another: use one of them",
+    ),
+    "a-login-to-sentry-without-a-place-to-keep-it": (
+        {"sentry_generate_login": True, "sentry_admin_password": ABSENT},
+        "sentry_login_file is empty: say where on the controller sentry_generate_login keeps the login",
+    ),
+    "a-key-that-is-short": (
+        {"sentry_secret_key": "s3cret"},
+        "sentry_secret_key must have at least 50 characters without blanks: leave it empty, or make one with"
+        " `openssl rand -hex 32`",
+    ),
+    "sentry-below-a-path": (
+        {"sentry_url": "https://example.com/errors"},
+        "sentry_url must be like https://errors.example.com: no path, no user, nothing behind it",
+    ),
+    "a-way-around-nginx": (
+        {
+            "sentry_nginx": True,
+            "sentry_nginx_listen_address": "10.0.0.1",
+            "sentry_server_name": "errors.example.com",
+            "sentry_tls_certificate": "/etc/ssl/errors.pem",
+            "sentry_tls_key": "/etc/ssl/errors.key",
+        },
+        "sentry_listen_address 10.0.0.1 would be a way around nginx: leave it at 127.0.0.1, and set"
+        " sentry_nginx_listen_address",
+    ),
+    "nginx-without-a-certificate": (
+        {
+            "sentry_nginx": True,
+            "sentry_listen_address": "127.0.0.1",
+            "sentry_nginx_listen_address": "10.0.0.1",
+            "sentry_server_name": "errors.example.com",
+        },
+        "sentry_nginx needs sentry_tls_certificate and sentry_tls_key: give their paths on the host",
+    ),
+    "a-certificate-for-no-name": (
+        {
+            "sentry_nginx": True,
+            "sentry_listen_address": "127.0.0.1",
+            "sentry_nginx_listen_address": "10.0.0.1",
+            "sentry_tls_certificate": "/etc/ssl/errors.pem",
+            "sentry_tls_key": "/etc/ssl/errors.key",
+        },
+        "sentry_server_name is empty: give the name that the certificate is for",
+    ),
+    "a-rate-that-is-none": (
+        {"sentry_nginx_rate": "many"},
+        "sentry_nginx_rate many must look like 50r/s or 600r/m",
+    ),
+    "a-project-with-a-slash": (
+        {"sentry_project": "shop/web"},
+        "sentry_project 'shop/web' is not legal: a letter or digit, then up to 49 of A-Z, a-z, 0-9, ., _, -"
+        " and blank",
+    ),
+    "mail-from-nobody": (
+        {"sentry_mail": {"host": "mail.example.com"}},
+        "sentry_mail: from is empty: give an address of mail, like anna@example.com",
+    ),
+    "an-unknown-option-of-mail": (
+        {"sentry_mail": {"host": "mail.example.com", "from": "a@example.com", "pasword": "x"}},
+        "sentry_mail: unknown option pasword: known are host, port, from, user, password, tls",
+    ),
+    "postgresql-that-nobody-says-where-to-find": (
+        {"sentry_bugsink_database": "postgresql"},
+        "sentry_bugsink_postgresql has no host, name, user, password: sentry_bugsink_database postgresql"
+        " needs them",
+    ),
+    "postgresql-for-nobody": (
+        {"sentry_bugsink_postgresql": {"host": "10.0.0.5"}},
+        "sentry_bugsink_postgresql is set, and sentry_bugsink_database is sqlite: use one",
+    ),
+    "another-database": (
+        {"sentry_bugsink_database": "mysql"},
+        "role sentry: value of sentry_bugsink_database must be one of: sqlite, postgresql, got: mysql",
+    ),
+    "a-list-of-packages-that-is-not-there": (
+        {"sentry_bugsink_requirements": "requirements/bugsnik.txt"},
+        "sentry_bugsink_requirements requirements/bugsnik.txt: there is no such file on the controller",
+    ),
+    "events-kept-for-no-day": (
+        {"sentry_retention_days": 0},
+        "sentry_retention_days 0 must be a whole number from 1 to 3650",
+    ),
+    "a-misspelt-variable-of-sentry": (
+        {"sentry_retention_dyas": 30},
+        "unknown variable sentry_retention_dyas: did you mean sentry_retention_days?",
+    ),
+    "an-event-without-a-place-for-its-id": (
+        {"kestrel_web_event_url": "https://errors.example.com/event/"},
+        "kestrel_web_event_url must be like https://errors.example.com/event/{event_id}/: http or https, and"
+        " once {event_id} or {event_uuid} in its path",
     ),
     "no-flavour-is-a-release": (
         {"kestrel_flavor": ABSENT, "kestrel_archive": "/no/such.zip"},
@@ -184,10 +320,6 @@ CASES = {
         {"kestrel_flavor": "release", "kestrel_java_home": "/no/such/jdk"},
         "a-java-home-without-java: kestrel_java_home: /no/such/jdk has no bin/java:"
         " give a JDK's folder, like /usr/lib/jvm/java-17-openjdk-amd64",
-    ),
-    "bugsink": (
-        {"sentry_backend": "bugsink"},
-        "sentry_backend bugsink comes with a later version: set sentry_backend: none, or external",
     ),
     "a-wrong-address": (
         {"kestrel_stack_address": "10.0.0"},
@@ -329,7 +461,9 @@ CASES = {
     ),
 }
 
-ROLES = ["kestrel", "app_host", "supervisor", "consumers", "web", "kestrel_web"]
+ROLES = ["kestrel", "app_host", "supervisor", "consumers", "web", "kestrel_web", "sentry"]
+# Most of the time goes into running them: what is said of these alone is for them to refuse.
+ALONE = ("kestrel_web", "sentry")
 PLAY = [
     {
         "name": "Check what each host says",
@@ -388,6 +522,7 @@ def write_inventory(folder: Path, hosts: dict[str, dict]) -> Path:
             "children": {
                 # A Kestrel on every host: then loopback is reachable, and no host depends on another case.
                 "kestrel": {"hosts": {"a-good-inventory": None}},
+                "sentry": {"hosts": {"a-good-inventory": None}},
                 "consumers": {"hosts": hosts},
                 "app": {"children": {"consumers": None}},
             },
@@ -398,9 +533,9 @@ def write_inventory(folder: Path, hosts: dict[str, dict]) -> Path:
 
 
 def variables(changed: dict) -> dict:
-    # Most of the time goes into running them: what is said of kestrel-web alone is for its role to refuse.
-    own = changed and all(name.startswith("kestrel_web_") for name in changed)
-    merged = {**GOOD, "test_facts": FACTS, "test_roles": ROLES[-1:] if own else ROLES[:-1], **changed}
+    own = {role for role in ALONE if changed and all(name.startswith(f"{role}_") for name in changed)}
+    roles = list(own - {"sentry"} if "sentry_backend" in changed else own) or ROLES[: -len(ALONE)]
+    merged = {**GOOD, "test_facts": FACTS, "test_roles": roles, **changed}
     return {name: value for name, value in merged.items() if value is not ABSENT}
 
 
@@ -422,6 +557,22 @@ def run(tmp_path_factory, taken):
     hosts["a-taken-port"] = variables({"kestrel_port": taken})
     hosts["a-small-host"] = variables(
         {"kestrel_flavor": "release", "kestrel_heap_mb": 4000, "test_facts": {**FACTS, "memtotal_mb": 4000}}
+    )
+    hosts["a-sentry-that-workers-cannot-reach"] = variables({"sentry_listen_address": "127.0.0.1"})
+    hosts["a-sentry-on-a-taken-port"] = variables(
+        # Everywhere, so that it meets whoever has the port on one address.
+        {"sentry_bugsink_port": taken, "sentry_listen_address": "0.0.0.0"}
+    )
+    hosts["a-certificate-that-nginx-cannot-read"] = variables(
+        {
+            "sentry_nginx": True,
+            "sentry_listen_address": "127.0.0.1",
+            "sentry_nginx_listen_address": "10.0.0.1",
+            "sentry_nginx_port": 28443,
+            "sentry_server_name": "errors.example.com",
+            "sentry_tls_certificate": "/no/such.pem",
+            "sentry_tls_key": "/no/such.key",
+        }
     )
     hosts["a-floor-above-the-disk"] = variables({"kestrel_spool_floor": f"{1024**2}GB"})
     hosts["a-server-without-a-packet-filter"] = variables(
@@ -491,7 +642,7 @@ def test_a_floor_that_no_disk_has_is_refused_with_the_figures(run):
 def test_open_ports_without_the_packet_filter_are_warned_of_and_let_through(run):
     assert failure(run, "a-server-without-a-packet-filter") is None
     warned = re.findall(r"^ok: \[(\S+)\] => .*?(WARNING: [^\"]*)", run.stdout, re.MULTILINE)
-    assert warned == [
+    assert [(host, text) for host, text in warned if "kestrel_firewall" in text] == [
         (
             "a-server-without-a-packet-filter",
             "WARNING: kestrel_firewall is false: whoever reaches a-server-without-a-packet-filter reaches"
@@ -500,9 +651,45 @@ def test_open_ports_without_the_packet_filter_are_warned_of_and_let_through(run)
     ]
 
 
+def test_a_sentry_on_loopback_is_refused_with_those_who_could_not_reach_it(run):
+    message = failure(run, "a-sentry-that-workers-cannot-reach")
+    assert message is not None
+    assert re.fullmatch(
+        r"sentry_listen_address of a-sentry-that-workers-cannot-reach is 127\.0\.0\.1, which a-\S+, a-\S+,"
+        r" a-\S+ and \d+ more cannot reach: set it to the host's kestrel_stack_address, or set"
+        r" sentry_nginx: true with a certificate",
+        message,
+    )
+
+
+def test_bugsinks_port_of_another_program_is_refused_with_the_program_that_has_it(run, taken):
+    message = failure(run, "a-sentry-on-a-taken-port")
+    assert message is not None
+    assert re.fullmatch(
+        rf"a-sentry-on-a-taken-port: sentry_bugsink_port: port {taken} on 127\.0\.0\.1 is taken by .+:"
+        r" stop it or set sentry_bugsink_port",
+        message,
+    )
+
+
+def test_a_certificate_that_nginx_cannot_read_is_refused(run):
+    assert failure(run, "a-certificate-that-nginx-cannot-read") == (
+        "a-certificate-that-nginx-cannot-read: sentry_tls_certificate and sentry_tls_key: missing, or user"
+        " www-data may not read it: put it there, readable for group www-data"
+    )
+
+
+def test_errors_in_the_clear_are_warned_of_and_let_through(run):
+    assert failure(run, "a-good-inventory") is None
+    assert (
+        "WARNING: sentry_listen_address 10.0.0.1 of a-good-inventory speaks HTTP: passwords and what errors"
+        " tell of your users can be read on the way"
+    ) in run.stdout
+
+
 def test_nothing_is_changed_by_checking(run):
     recaps = re.findall(r"^\S+ +: .*changed=(\d+) +unreachable=(\d+)", run.stdout, re.MULTILINE)
-    assert len(recaps) == len(CASES) + 4
+    assert len(recaps) == len(CASES) + 7
     assert set(recaps) == {("0", "0")}
 
 

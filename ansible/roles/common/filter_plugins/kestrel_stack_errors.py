@@ -83,7 +83,7 @@ def reach_problems(says: Mapping[str, Any], host: str, others: Iterable[str]) ->
             problems.append("sentry_server_name is empty: give the name that the certificate is for")
     elif there and _is_loopback(listen) and (not says["url"] or _is_loopback(urlsplit(says["url"]).hostname)):
         problems.append(
-            f"sentry_listen_address of {host} is {listen}, which {', '.join(there)} cannot reach: set it to"
+            f"sentry_listen_address of {host} is {listen}, which {_shown(there)} cannot reach: set it to"
             " the host's kestrel_stack_address, or set sentry_nginx: true with a certificate"
         )
     return problems + _login_problems(says)
@@ -116,6 +116,8 @@ def _login_problems(says: Mapping[str, Any]) -> list[str]:
 
 def email_problems(address: Any, variable: str = "sentry_admin_email") -> list[str]:
     """Say what is wrong with an address of mail."""
+    if not address:
+        return [f"{variable} is empty: give an address of mail, like anna@example.com"]
     if _EMAIL.match(str(address)):
         return []
     return [f"{variable} {address!s} is no address of mail: write it like anna@example.com"]
@@ -264,6 +266,11 @@ def _port_problems(where: str, port: Any) -> list[str]:
     if re.match(r"[0-9]{1,5}\Z", str(port)) and 1 <= int(port) <= 65535:
         return []
     return [f"{where}: port {port!s} must be a whole number from 1 to 65535"]
+
+
+def _shown(hosts: Sequence[str]) -> str:
+    more = f" and {len(hosts) - 3} more" if len(hosts) > 3 else ""
+    return f"{', '.join(hosts[:3])}{more}"
 
 
 def _is_address(text: str) -> bool:
