@@ -31,14 +31,16 @@ class Failed(Exception):  # noqa: N818
         self.log = list(log)
 
 
-def run(*command, seconds=SYSTEMCTL, check=True, env=None, **options):
-    """Run a program and return what it prints; `env` is added to an environment that says nothing else."""
+def run(*command, seconds=SYSTEMCTL, check=True, called=None, env=None, **options):
+    """Run a program and return what it prints; `env` is added to an environment that says nothing else.
+
+    `called` is what it is called when it fails.
+    """
     if "input" not in options:
         options["stdin"] = subprocess.DEVNULL
     done = subprocess.run(
         command,
-        stdout=options.pop("stdout", subprocess.PIPE),
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         errors="replace",
         timeout=seconds,
@@ -47,8 +49,8 @@ def run(*command, seconds=SYSTEMCTL, check=True, env=None, **options):
         **options,
     )
     if check and done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout or "").split())
-        raise Failed(f"{' '.join(map(str, command[:3]))} failed: {said[-400:]}")
+        said = " ".join((done.stderr or done.stdout).split())
+        raise Failed(f"{called or ' '.join(command[:3])} failed: {said[-400:]}")
     return done.stdout
 
 
