@@ -33,6 +33,11 @@ SHELL_SCRIPTS = (
     "requirements/lock",
 )
 NO_TESTS_COLLECTED = 5
+AT_ONCE = 3
+"""How many of these tests run side by side: most of their time they wait for processes, and for clocks.
+
+No more than that, since stages with containers run meanwhile, and two cores are to be enough for all.
+"""
 LONG_SCENARIOS = ("consumers", "kestrel-release", "web")
 """For ``--long`` only: ``default`` has these roles as well.
 
@@ -63,6 +68,14 @@ def pytest(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
 
 
+def side_by_side(*arguments: str) -> list[str]:
+    """Return a pytest command that runs several files at once, each of them as a whole.
+
+    What a file sets up once (a run of Ansible, brokers) is still made once then.
+    """
+    return pytest("--numprocesses", str(AT_ONCE), "--dist", "loadfile", *arguments)
+
+
 def molecule(scenario: str) -> list[str]:
     """Return the command that runs one molecule scenario."""
     return [programs.tool("molecule"), "test", "--scenario-name", scenario]
@@ -91,7 +104,7 @@ def stages(*, long: bool) -> list[Stage]:
                 [tool("shellcheck"), "--external-sources", *SHELL_SCRIPTS],
             ],
         ),
-        Stage("unit", "pytest tests/unit", [pytest("tests/unit", "-m", f"not docker{unlong}")]),
+        Stage("unit", "pytest tests/unit", [side_by_side("tests/unit", "-m", f"not docker{unlong}")]),
         Stage(
             "php",
             "php -l, phpunit -c php/phpunit.xml",
@@ -103,7 +116,11 @@ def stages(*, long: bool) -> list[Stage]:
         Stage(
             "processes",
             "pytest contract, integration, faults: real processes and sockets on loopback",
-            [pytest("tests/contract", "tests/integration", "tests/faults", "-m", f"not docker{unlong}")],
+            [
+                side_by_side(
+                    "tests/contract", "tests/integration", "tests/faults", "-m", f"not docker{unlong}"
+                )
+            ],
         ),
         Stage(
             "browser",

@@ -85,7 +85,30 @@ def test_a_folder_without_tests_of_a_kind_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "test_nothing.py").write_text("")
-    use(monkeypatch, Stage("unit", "", [stages.pytest("--rootdir", str(tmp_path), str(tmp_path))]))
+    use(monkeypatch, Stage("unit", "", [stages.side_by_side("--rootdir", str(tmp_path), str(tmp_path))]))
+    assert run() == 0
+
+
+def test_files_run_side_by_side_and_the_tests_of_one_share_what_it_set_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"test_{one}.py").write_text(f"""
+import pathlib, time
+before = []
+
+def test_it_meets_the_other():
+    before.append("ran here")
+    pathlib.Path({str(tmp_path)!r}, "{one}").touch()
+    until = time.monotonic() + 60
+    while not pathlib.Path({str(tmp_path)!r}, "{other}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+def test_it_is_where_the_one_before_was():
+    assert before == ["ran here"]
+""")
+    use(monkeypatch, Stage("unit", "", [stages.side_by_side("--rootdir", str(tmp_path), str(tmp_path))]))
     assert run() == 0
 
 
