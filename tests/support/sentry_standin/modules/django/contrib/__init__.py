@@ -1,0 +1,1 @@
+"""Stand-in: nothing of Django but what kestrel-stack-sentry's scripts ask for."""
