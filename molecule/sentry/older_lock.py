@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main(lock: Path, older: Path, to: Path) -> None:
-    """Replace the entries; one that LOCK does not have is a mistake."""
+    """Replace the entries, and add those that LOCK does not have."""
     text = lock.read_text(encoding="utf-8")
     for line in older.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
@@ -14,9 +14,9 @@ def main(lock: Path, older: Path, to: Path) -> None:
         name, _, entry = line.partition("==")
         version, _, digest = entry.partition(" ")
         block = re.compile(rf"^{re.escape(name)}==.*\n(?:    .*\n)*", re.MULTILINE)
-        text, found = block.subn(f"{name}=={version} \\\\\n    {digest}\n", text)
-        if found != 1:
-            raise SystemExit(f"{lock} has {found} entries of {name}")
+        wanted = f"{name}=={version} \\\n    {digest}\n"
+        text, found = block.subn(lambda _: wanted, text)  # noqa: B023
+        text += "" if found else wanted
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(text, encoding="utf-8")
 
