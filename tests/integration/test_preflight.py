@@ -462,8 +462,10 @@ CASES = {
 }
 
 ROLES = ["kestrel", "app_host", "supervisor", "consumers", "web", "kestrel_web", "sentry"]
-# Most of the time goes into running them: what is said of these alone is for them to refuse.
-ALONE = ("kestrel_web", "sentry")
+# Most of the time goes into running them: what is said of one of these alone is for it to refuse.
+ALONE = ("app_host", "consumers", "web", "kestrel_web", "sentry")
+# For what is said of others, or of several.
+MOST = ROLES[:-2]
 PLAY = [
     {
         "name": "Check what each host says",
@@ -534,7 +536,7 @@ def write_inventory(folder: Path, hosts: dict[str, dict]) -> Path:
 
 def variables(changed: dict) -> dict:
     own = {role for role in ALONE if changed and all(name.startswith(f"{role}_") for name in changed)}
-    roles = list(own - {"sentry"} if "sentry_backend" in changed else own) or ROLES[: -len(ALONE)]
+    roles = list(own - {"sentry"} if "sentry_backend" in changed else own) or MOST
     merged = {**GOOD, "test_facts": FACTS, "test_roles": roles, **changed}
     return {name: value for name, value in merged.items() if value is not ABSENT}
 
