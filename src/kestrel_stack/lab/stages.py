@@ -61,6 +61,8 @@ class Stage:
     docker: bool = False
     long: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    scenario: str = ""
+    """Molecule's; each has hosts, a network and a folder of its own."""
 
 
 def pytest(*arguments: str) -> list[str]:
@@ -145,6 +147,7 @@ def stages(*, long: bool) -> list[Stage]:
                 docker=True,
                 long=name in LONG_SCENARIOS,
                 environment=thorough,
+                scenario=name,
             )
         )
     found.append(
@@ -164,6 +167,7 @@ def stages(*, long: bool) -> list[Stage]:
                 docker=True,
                 long=True,
                 environment={"KESTREL_STACK_SUITE": "trixie", **thorough},
+                scenario=name,
             )
         )
     found.append(
@@ -174,6 +178,7 @@ def stages(*, long: bool) -> list[Stage]:
             docker=True,
             long=True,
             environment={"KESTREL_STACK_SUITE": "trixie", "KESTREL_STACK_JAVA": "25"},
+            scenario="kestrel-release",
         )
     )
     return [stage for stage in found if long or not stage.long]
@@ -263,10 +268,23 @@ def lanes(chosen: Sequence[Stage]) -> list[list[Stage]]:
     """
     found: dict[str, list[Stage]] = {}
     for stage in chosen:
-        molecules = stage.docker and stage.name.startswith(("molecule-", "trixie-"))
-        lane = "molecule" if molecules else "lab" if stage.docker else "here"
+        lane = "molecule" if stage.scenario else "lab" if stage.docker else "here"
         found.setdefault(lane, []).append(stage)
     return list(found.values())
+
+
+def take(waiting: Sequence[list[Stage]], number: int, running: Sequence[Stage]) -> Stage | None:
+    """Take a lane's next stage; a lane that has none left helps molecule's, which has most to do.
+
+    Never a scenario that runs: on another Debian its hosts have the same names.
+    """
+    lane = waiting[number] or next((lane for lane in waiting if lane and lane[0].scenario), [])
+    busy = {stage.scenario for stage in running if stage.scenario}
+    for stage in lane:
+        if stage.scenario not in busy:
+            lane.remove(stage)
+            return stage
+    return None
 
 
 def run_stages(chosen: Sequence[Stage], results: list[Result]) -> None:
@@ -289,14 +307,13 @@ def run_stages(chosen: Sequence[Stage], results: list[Result]) -> None:
         begun = False
         try:
             while shown:
-                for number, lane in enumerate(waiting):
-                    run = running[number]
+                for number, run in enumerate(running):
                     if run is not None and run.poll() and run.result is not None:
                         ended[run.stage.name] = run.result
                         results.append(run.result)
                         running[number] = run = None
-                    if run is None and lane:
-                        stage = lane.pop(0)
+                    busy = [other.stage for other in running if other is not None]
+                    if run is None and (stage := take(waiting, number, busy)) is not None:
                         running[number] = Run(stage, files[stage.name])
                 if not begun:
                     say(f"=== {shown[0].name}: {shown[0].about}")

@@ -177,7 +177,7 @@ def test_stages_with_containers_run_beside_the_others_and_are_shown_in_order(
         Stage("cheap", "", [["echo", "cheap says"], waits_for(tmp_path / "met"), ["echo", "cheap said"]]),
         Stage("both", "", [["false"]]),
         Stage("boxes", "", [["echo", "boxes say"], ["touch", str(tmp_path / "met")]], docker=True),
-        Stage("molecule-x", "", [["sh", "-c", "echo more says >&2"]], docker=True),
+        Stage("molecule-x", "", [["sh", "-c", "echo more says >&2"]], docker=True, scenario="x"),
     )
     assert run() == 1
     out = capfd.readouterr().out
@@ -201,6 +201,37 @@ def test_molecule_the_lab_and_this_machine_have_a_lane_each() -> None:
     assert [lane[0] for lane in names] == ["lint", "docker", "molecule-default"]
     assert names[1] == ["docker", "newcomer"]
     assert all(name.startswith(("molecule-", "trixie-")) for name in names[2])
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_lane_that_has_done_its_own_takes_a_scenario_of_molecules(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(
+        monkeypatch,
+        Stage("cheap", "", [["true"]]),
+        Stage("molecule-x", "", [waits_for(tmp_path / "met")], docker=True, scenario="x"),
+        Stage("molecule-y", "", [["touch", str(tmp_path / "met")]], docker=True, scenario="y"),
+    )
+    assert run() == 0
+
+
+@pytest.mark.usefixtures("no_engine")
+@pytest.mark.parametrize("kind", ["a scenario", "this machine's"])
+def test_one_scenario_is_never_run_twice_at_once_and_this_machines_stages_are_not_either(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    busy = tmp_path / "busy"
+    # Either fails when the other has the folder; the lane of boxes is free for them from the beginning.
+    alone = [["mkdir", str(busy)], ["sleep", "0.3"], ["rmdir", str(busy)]]
+    words = {"docker": True, "scenario": "x"} if kind == "a scenario" else {}
+    use(
+        monkeypatch,
+        Stage("molecule-x", "", alone, **words),
+        Stage("trixie-x", "", alone, **words),
+        Stage("boxes", "", [["true"]], docker=True),
+    )
+    assert run() == 0
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
