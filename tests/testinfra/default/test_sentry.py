@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import http.cookiejar
 import json
+import re
 import shlex
+import urllib.parse
+import urllib.request
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +80,24 @@ def parked(stack):
     return listed
 
 
+@pytest.fixture
+def visitor(stack, host):
+    """Somebody who has logged in to Bugsink's pages, from the machine that the tests run on."""
+    if "sentry_listen_address" not in stack.vars(host):
+        pytest.skip("it listens on its host alone")
+    address = f"http://{stack.vars(host)['kestrel_stack_address']}:8765"
+    login = json.loads(Path(stack.vars(host)["sentry_login_file"]).read_text())
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+    form = browser.open(f"{address}/accounts/login/", timeout=30).read().decode()
+    token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', form)[1]
+    fields = {"username": login["email"], "password": login["password"], "csrfmiddlewaretoken": token}
+    answer = browser.open(
+        f"{address}/accounts/login/", urllib.parse.urlencode(fields).encode("ascii"), timeout=30
+    )
+    assert "/login" not in answer.url
+    return browser
+
+
 def of_tenant(issues, *tenants):
     """Return the issues that have events of these tenants, with these events alone."""
     found = []
@@ -123,7 +146,7 @@ def test_a_job_that_fails_for_two_tenants_is_one_issue_with_all_that_is_known_of
 
 
 def test_a_parked_job_names_its_event_and_kestrel_web_links_to_it(
-    root, stack, issues, enqueue, parked, eventually, tenant, host, operator, panel
+    root, stack, issues, enqueue, parked, eventually, tenant, host, operator, panel, visitor
 ):
     enqueue(stack.group("consumers")[0], "PostUpload", tenant)
     [(_, [event])] = eventually(lambda: of_tenant(issues(), tenant), "Bugsink has the event")
@@ -136,10 +159,12 @@ def test_a_parked_job_names_its_event_and_kestrel_web_links_to_it(
     head = json.loads(said[2])["parked"]
     shown = {"event_id": head["sentry_event"], "event_uuid": uuid.UUID(head["sentry_event"])}
     assert head["sentry_url"] == told["event_url"].format(**shown)
-    # Bugsink knows that address; it asks who wants to see it.
-    answer = root(host, f"curl -s -o /dev/null -w '%{{http_code}} %{{redirect_url}}' {head['sentry_url']}")
-    assert answer.startswith("302 ")
-    assert "/login" in answer
+    # Whoever is logged in there sees the event, others are asked to log in.
+    with visitor.open(head["sentry_url"], timeout=30) as answer:
+        assert "nobody takes uploads" in answer.read().decode()
+    with urllib.request.urlopen(head["sentry_url"], timeout=30) as answer:
+        assert "/accounts/login/" in answer.url
+        assert "nobody takes uploads" not in answer.read().decode()
 
 
 def test_every_consumer_host_has_sent_one_test_event_and_no_second_one(stack, issues):
