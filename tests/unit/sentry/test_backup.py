@@ -39,6 +39,18 @@ def test_a_daily_backup_stops_nothing_and_holds_the_export_and_the_keys(installe
     } <= set(names)
 
 
+def test_a_full_backup_by_hand_starts_sentry_again(installed):
+    since = len(installed.calls())
+    folder = installed.done("backup", "--full")["backup"]
+    assert folder.endswith("-full")
+    assert [call.split(" ")[-1] for call in installed.called()[since:]] == [
+        "--minimize-downtime",
+        "stop",
+        "--wait",
+    ]
+    assert installed.done("apply")["changed"] is False
+
+
 def test_old_ones_go_by_kind(installed):
     for number in range(1, 6):
         for end in ("", "-full"):
@@ -92,6 +104,7 @@ def test_a_restore_that_is_cut_is_finished_by_the_same_command(installed):
     installed.flag("install-fails")
     installed.refused("restore", kept, "--yes")
     assert installed.state()["restoring"] == str(kept)
+    assert "was cut: finish it first" in installed.refused("plan")
     installed.no_flag("install-fails")
     assert installed.done("restore", kept, "--yes")["version"] == "26.7.0"
     assert "restoring" not in installed.state()
