@@ -182,4 +182,3 @@ def test_ten_thousand_different_failures_keep_to_the_quota_and_all_are_accounted
         # Bugsink answers 200 until it has digested as many as its quota, and then drops what it took beyond.
         bugsink.wait_for_events(quota)
         assert quota <= bugsink.count() <= told["reported"] < jobs
-        assert "answered with status 429" in worker.log

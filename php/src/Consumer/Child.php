@@ -145,7 +145,7 @@ final class Child
             'attempt' => $attempt,
             'release' => $release,
             'job_id' => $job['id'],
-        ], self::contexts($job, (int) ($head['tries'] ?? 1)));
+        ], static fn (): array => self::contexts($job, (int) ($head['tries'] ?? 1)));
         $context = new Context(
             job: $job['job'],
             id: $job['id'],

@@ -9,8 +9,8 @@ namespace KestrelStack\Consumer;
  *
  * $asks is "park" or "retry" when the job said so, $delay the one it asked for. $died when the child did, $replace
  * when the child must not do another job. $event is what
- * Sentry is to be told, and $eventId what the application's own client has told it; $repeated when it has not, since it
- * has told the same.
+ * Sentry is to be told, and $eventId what the application's own client has told it; $repeated names the error
+ * when it was not told again.
  */
 final class Outcome
 {
@@ -29,7 +29,7 @@ final class Outcome
         public readonly bool $replace = false,
         public readonly ?array $event = null,
         public readonly ?string $eventId = null,
-        public readonly bool $repeated = false,
+        public readonly ?string $repeated = null,
     ) {
     }
 }

@@ -9,12 +9,19 @@ final class OwnReporting implements Reporting
 {
     /** @var array<string, mixed> */
     private array $tags = [];
-    /** @var array<string, array<string, mixed>> */
-    private array $contexts = [];
+    /** @var ?\Closure(): array<string, array<string, mixed>> */
+    private ?\Closure $contexts = null;
     /** @var list<array{int, string, string, array<array-key, mixed>}> */
     private array $lines = [];
 
-    public function begin(array $tags, array $contexts = []): void
+    private readonly Repeats $repeats;
+
+    public function __construct()
+    {
+        $this->repeats = new Repeats();
+    }
+
+    public function begin(array $tags, \Closure $contexts): void
     {
         $this->tags = $tags;
         $this->contexts = $contexts;
@@ -31,7 +38,14 @@ final class OwnReporting implements Reporting
 
     public function failed(?\Throwable $thrown, array $error, string $level): array
     {
-        return ['report' => Sentry::event(
+        // Held back here, since to make an event takes longer than many a job; the parent holds back as well, for a
+        // child that is replaced forgets.
+        $key = Repeats::key($error['class'], $error['message'], $level, $this->tags['job'] ?? null);
+        $repeated = $this->repeats->count($key);
+        if ($repeated === null) {
+            return ['repeated' => $key];
+        }
+        $event = Sentry::event(
             $error['class'],
             $error['message'],
             $level,
@@ -39,8 +53,12 @@ final class OwnReporting implements Reporting
             $thrown === null ? [] : Sentry::frames($thrown),
             $this->lines,
             $error['stack'],
-            $this->contexts,
+            $this->contexts === null ? [] : ($this->contexts)(),
             $thrown === null ? [] : Sentry::causes($thrown),
-        )];
+        );
+        if ($repeated > 0) {
+            $event['extra'] = (array) $event['extra'] + [Sentry::REPEATED => $repeated];
+        }
+        return ['report' => $event];
     }
 }

@@ -108,8 +108,7 @@ final class Reporter
         $key = Repeats::key($last['type'], $last['value'], (string) $event['level'], $event['transaction'] ?? null);
         $repeated = $this->repeats->count($key);
         if ($repeated === null) {
-            $this->noteRepeated();
-            return $this->repeats->last($key);
+            return $this->noteRepeated($key);
         }
         if ($repeated > 0) {
             $event['extra'] = (array) ($event['extra'] ?? []) + [Sentry::REPEATED => $repeated];
@@ -137,10 +136,11 @@ final class Reporter
         return true;
     }
 
-    /** Count an error that is not sent, since the same was. */
-    public function noteRepeated(): void
+    /** Count an error that is not sent, since the same was; return the id of the last one that was. */
+    public function noteRepeated(string $key): ?string
     {
         $this->counts['repeated']++;
+        return $this->repeats->last($key);
     }
 
     /** Go on with what waits, without waiting. */

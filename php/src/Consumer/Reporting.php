@@ -11,9 +11,10 @@ interface Reporting
      * Begin a job: what is kept of the one before is forgotten.
      *
      * @param array<string, mixed> $tags
-     * @param array<string, array<string, mixed>> $contexts
+     * @param \Closure(): array<string, array<string, mixed>> $contexts makes what an event has of a job beside its
+     *     tags; most jobs have no event
      */
-    public function begin(array $tags, array $contexts = []): void;
+    public function begin(array $tags, \Closure $contexts): void;
 
     /**
      * Keep a line that the job logs.

@@ -426,7 +426,7 @@ final class Runner
             replace: (bool) ($message['replace'] ?? false),
             event: is_array($event) && is_string($event['event_id'] ?? null) ? $event : null,
             eventId: is_string($message['sentry_event'] ?? null) ? $message['sentry_event'] : null,
-            repeated: (bool) ($message['repeated'] ?? false),
+            repeated: is_string($message['repeated'] ?? null) ? $message['repeated'] : null,
         );
     }
 

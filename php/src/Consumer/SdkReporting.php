@@ -25,8 +25,8 @@ final class SdkReporting implements Reporting
 {
     /** @var array<string, mixed> */
     private array $tags = [];
-    /** @var array<string, array<string, mixed>> */
-    private array $contexts = [];
+    /** @var ?\Closure(): array<string, array<string, mixed>> */
+    private ?\Closure $contexts = null;
     /** @var list<Breadcrumb> */
     private array $crumbs = [];
 
@@ -67,7 +67,7 @@ final class SdkReporting implements Reporting
         return function_exists('Sentry\init') && interface_exists('Sentry\HttpClient\HttpClientInterface');
     }
 
-    public function begin(array $tags, array $contexts = []): void
+    public function begin(array $tags, \Closure $contexts): void
     {
         $this->tags = $tags;
         $this->contexts = $contexts;
@@ -94,7 +94,7 @@ final class SdkReporting implements Reporting
         $key = Repeats::key($error['class'], $error['message'], $level, $job);
         $repeated = $this->repeats->count($key);
         if ($repeated === null) {
-            return ['sentry_event' => $this->repeats->last($key), 'repeated' => true];
+            return ['sentry_event' => $this->repeats->last($key), 'repeated' => $key];
         }
         $id = \Sentry\withScope(function (Scope $scope) use ($thrown, $error, $level, $job, $repeated): mixed {
             $this->tell($scope, $job);
@@ -128,7 +128,7 @@ final class SdkReporting implements Reporting
     {
         $scope->setFingerprint(Sentry::fingerprint($job));
         $scope->addEventProcessor(static fn (Event $event): Event => $event->setTransaction($job));
-        foreach ($this->contexts as $name => $context) {
+        foreach ($this->contexts === null ? [] : ($this->contexts)() as $name => $context) {
             if ($name !== 'trace') {
                 $scope->setContext($name, $context);
                 continue;

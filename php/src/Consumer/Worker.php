@@ -392,10 +392,11 @@ final class Worker
     /** Tell Sentry, if there is one; return its id of that. */
     private function reported(string $level, Reservation $reservation, Envelope $envelope, Outcome $outcome): ?string
     {
-        if ($outcome->repeated) {
-            $this->reporter?->noteRepeated();
+        if ($outcome->repeated !== null && $this->reporter !== null) {
+            $last = $this->reporter->noteRepeated($outcome->repeated);
+            return $outcome->eventId ?? $last;
         }
-        if ($this->reporter === null || $outcome->eventId !== null || $outcome->repeated) {
+        if ($this->reporter === null || $outcome->eventId !== null) {
             return $outcome->eventId;
         }
         $event = $outcome->event;

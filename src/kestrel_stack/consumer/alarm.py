@@ -225,7 +225,7 @@ def _event(trouble: Trouble, text: str, about: Mapping[str, Any]) -> dict[str, A
         "platform": "other",
         "level": "fatal" if trouble.kind in ("fatal", "down") else "error",
         "logger": "kestrel_stack.alarm",
-        "message": text,
+        "logentry": {"message": text, "formatted": text},
         "server_name": about["host"],
         "environment": about["environment"],
         # One issue for each kind of trouble of a group, whichever of its processes it is.

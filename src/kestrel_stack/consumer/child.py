@@ -188,7 +188,7 @@ def run(
         return attempt(registry, function, job["data"], context)[0]
     tags = {key: of[key] for key in ("job", "queue", "tenant", "attempt")}
     tags |= {"release": context.release, "job_id": job["id"]}
-    with reports.job(tags, _contexts(job, head["delays"])):
+    with reports.job(tags, partial(_contexts, job, head["delays"])):
         answer, exc = attempt(registry, function, job["data"], context)
         if exc is not None:
             lasts = answer.get("asks") == "park" or next_delay(context.attempt, head["delays"]) is None

@@ -22,7 +22,8 @@ from kestrel_stack.consumer import sentry
 FLUSH = 1.0
 """Seconds that events of an application's own set-up get to be sent when the process ends."""
 
-Contexts = Mapping[str, Mapping[str, object]]
+Contexts = Callable[[], Mapping[str, Mapping[str, object]]]
+"""Makes what an event has of a job beside its tags; most jobs have no event."""
 
 
 class Own:
@@ -30,7 +31,8 @@ class Own:
 
     def __init__(self) -> None:
         self._crumbs: deque[tuple[float, str, str, Mapping[str, object]]] = deque(maxlen=sentry.MAX_CRUMBS)
-        self._contexts: Contexts = {}
+        self._contexts: Contexts = dict
+        self._repeats = sentry.Repeats()
 
     def job(self, tags: Mapping[str, object], contexts: Contexts) -> AbstractContextManager[object]:
         """Begin a job: what is kept of the one before is forgotten."""
@@ -51,6 +53,12 @@ class Own:
         tags: Mapping[str, object],
     ) -> dict[str, Any]:
         """Return what the job's result says of it."""
+        # Held back here, since to make an event takes longer than many a job; the parent holds back as well,
+        # for a child that is replaced forgets.
+        key = sentry.kind_of(error["class"], error["message"], level, tags["job"])
+        repeated = self._repeats.count(key)
+        if repeated is None:
+            return {"repeated": key}
         event = sentry.make_event(
             error["class"],
             error["message"],
@@ -59,7 +67,8 @@ class Own:
             frames=sentry.frames_of(trace),
             causes=_causes(exc),
             crumbs=self._crumbs,
-            contexts=self._contexts,
+            extra={sentry.REPEATED: repeated} if repeated else {},
+            contexts=self._contexts(),
             modules=_modules(),
         )
         return {"event": event}
@@ -79,7 +88,6 @@ class Sdk:
         self._ours = not _is_set_up(sdk)
         self._repeats = sentry.Repeats()
         self._last: dict[object, str] = {}
-        self._contexts: Contexts = {}
         if self._ours:
             from sentry_sdk.integrations.logging import LoggingIntegration
             from sentry_sdk.integrations.modules import ModulesIntegration
@@ -118,10 +126,11 @@ class Sdk:
             # What the library cannot take of these is no reason not to report.
             with contextlib.suppress(Exception):
                 scope.set_transaction_name(job)
-                for key, content in contexts.items():
+                found = contexts()
+                for key, content in found.items():
                     if key != "trace":
                         scope.set_context(key, dict(content))
-                if trace := contexts.get("trace"):
+                if trace := found.get("trace"):
                     sent = f"{trace['trace_id']}-{trace['parent_span_id']}"
                     scope.generate_propagation_context({"sentry-trace": sent})
             self._current = scope
@@ -149,7 +158,7 @@ class Sdk:
         key = sentry.kind_of(error["class"], error["message"], level, tags["job"])
         repeated = self._repeats.count(key)
         if repeated is None:
-            return {"sentry_event": self._last.get(key), "repeated": True}
+            return {"sentry_event": self._last.get(key), "repeated": key}
         self._current.set_level(level)
         if repeated:
             self._current.set_extra(sentry.REPEATED, repeated)

@@ -46,7 +46,7 @@ class Outcome:
 
     `asks` is ``park`` or ``retry`` when the job said so, `delay` the one it asked for. `died` when the child
     did, `replace` when the child must not do another job. `sentry_event` is what the child has reported,
-    `event` what it wants to be reported; `repeated` when it has not reported it, since it reported the same.
+    `event` what it wants to be reported; `repeated` names the error when it was not reported again.
     """
 
     done: bool
@@ -59,7 +59,7 @@ class Outcome:
     replace: bool = False
     sentry_event: str | None = None
     event: Mapping[str, Any] | None = None
-    repeated: bool = False
+    repeated: tuple[object, ...] | None = None
 
 
 class Runner:
@@ -367,7 +367,7 @@ class Runner:
             replace=replace,
             sentry_event=message.get("sentry_event"),
             event=message.get("event"),
-            repeated=bool(message.get("repeated")),
+            repeated=tuple(message["repeated"]) if message.get("repeated") else None,
         )
 
     def _ending(self) -> str | None:

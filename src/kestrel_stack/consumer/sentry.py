@@ -342,12 +342,10 @@ def source(lines: list[str], number: int) -> dict[str, Any]:
     """Return line `number` of a file, and some before and after it, as a frame has them."""
     if not 1 <= number <= len(lines):
         return {}
-    plain = [line.rstrip("\r\n")[:MAX_SOURCE_TEXT] for line in lines[: number + AROUND]]
-    return {
-        "pre_context": plain[max(0, number - 1 - AROUND) : number - 1],
-        "context_line": plain[number - 1],
-        "post_context": plain[number:],
-    }
+    first = max(0, number - 1 - AROUND)
+    plain = [line.rstrip("\r\n")[:MAX_SOURCE_TEXT] for line in lines[first : number + AROUND]]
+    at = number - 1 - first
+    return {"pre_context": plain[:at], "context_line": plain[at], "post_context": plain[at + 1 :]}
 
 
 def trace_of(headers: Mapping[str, str] | None) -> dict[str, str] | None:
@@ -412,7 +410,7 @@ class _Seen:
 
 def kind_of(kind: str, message: str, level: str, job: object) -> Hashable:
     """Return what makes an error the same as another one; numbers and ids in its text do not matter."""
-    return kind, _NUMBERS.sub("#", message[:MAX_CRUMB_TEXT].partition("\n")[0]), level, job
+    return kind.rpartition(".")[2], _NUMBERS.sub("#", message[:MAX_CRUMB_TEXT].partition("\n")[0]), level, job
 
 
 class Reporter:
@@ -461,8 +459,7 @@ class Reporter:
         key = kind_of(str(last["type"]), str(last["value"]), str(event["level"]), event.get("transaction"))
         repeated = self._repeats.count(key)
         if repeated is None:
-            self.note_repeated()
-            return self._last.get(key)
+            return self.note_repeated(key)
         full = {**self._about, **event}
         if "release" in self._about:
             full["tags"] = {**full.get("tags", {}), "release": self._about["release"]}
@@ -489,9 +486,10 @@ class Reporter:
             self._thread.start()
         return True
 
-    def note_repeated(self) -> None:
-        """Count an error that is not sent, since the same was."""
+    def note_repeated(self, key: Hashable = None) -> str | None:
+        """Count an error that is not sent, since the same was; return the id of the last one that was."""
         self._count("repeated")
+        return self._last.get(key)
 
     def close(self, seconds: float = TIMEOUT) -> None:
         """Give the events that wait so many seconds to be sent, and say what became of all."""

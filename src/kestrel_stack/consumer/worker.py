@@ -363,9 +363,10 @@ class Worker:
 
     def _reported(self, outcome: Outcome, level: str, tags: dict[str, object]) -> str | None:
         """Report a failed job, unless the child has; return the event's id."""
-        if outcome.repeated and self._reporter is not None:
-            self._reporter.note_repeated()
-        if outcome.sentry_event is not None or outcome.repeated or self._reporter is None:
+        if outcome.repeated is not None and self._reporter is not None:
+            last = self._reporter.note_repeated(outcome.repeated)
+            return outcome.sentry_event or last
+        if outcome.sentry_event is not None or self._reporter is None:
             return outcome.sentry_event
         if outcome.event is not None:
             return self._reporter.report(outcome.event)

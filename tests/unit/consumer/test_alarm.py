@@ -232,7 +232,10 @@ def test_sentry_is_told_as_well_and_neither_keeps_the_other_from_it(listener, ho
     ours.exited("shop_mail_00")
     path, event = hook.heard.get(timeout=20)
     assert path == "/api/7/envelope/"
-    assert event["message"] == "shop_mail_00 ended unasked (terminated by SIGKILL) and is started again"
+    assert (
+        event["logentry"]["formatted"]
+        == "shop_mail_00 ended unasked (terminated by SIGKILL) and is started again"
+    )
     assert event["tags"] == {"group": "shop_mail", "process": "shop_mail_00", "kind": "crashed"}
     assert (event["environment"], event["server_name"], event["level"]) == ("test", "worker9", "error")
     ours.close()

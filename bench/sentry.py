@@ -1,0 +1,222 @@
+"""What failing jobs cost when their errors are reported: ``python bench/sentry.py``.
+
+    bench/sentry.py --only python            # one language
+    bench/sentry.py --jobs 500 --repeats 1   # quicker
+
+One worker on the embedded broker, whose jobs all fail and are parked; counted are those parked per second,
+from the first tenth on. Without a DSN; with one to a healthy Bugsink, a real one; with a Sentry that refuses
+connections; and with one that takes them and never answers. Each is measured with one error again and again,
+of which a worker sends a few and counts the others, and with an error of its own for every job. The last
+columns say what became of the errors, of which ``lost`` were dropped and counted. The cases take turns in
+every repeat; the table has medians. Progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+
+from kestrel_stack.queue.envelope import Envelope  # noqa: E402
+from support.broker import BrokerProcess, wait_until  # noqa: E402
+from support.bugsink import Bugsink  # noqa: E402
+from support.worker import LANGUAGES, App, WorkerProcess, settings  # noqa: E402
+
+SENTRIES = ("none", "healthy", "down", "hanging")
+ERRORS = ("one", "many")
+WARM_UP = 0.1
+DEADLINE = 300.0
+KEY = "0" * 32
+PYTHON = """
+import sys
+sys.modules["sentry_sdk"] = None
+from kestrel_stack.consumer import Registry
+
+registry = Registry()
+
+
+@registry.job("Fail")
+def fail(data, context):
+    context.log.debug("about to fail", name=data["name"])
+    raise ValueError(f"broken {data['name']}")
+"""
+PHP = """<?php
+
+use KestrelStack\\Consumer\\{Context, Registry};
+
+return (new Registry())->job('Fail', function (array $data, Context $context): void {
+    $context->log->debug('about to fail', ['name' => $data['name']]);
+    throw new RuntimeException("broken {$data['name']}");
+});
+"""
+# A number in an error's text makes it no other error; a word does.
+LETTERS = str.maketrans("0123456789", "ghijklmnop")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def sentry(kind: str, folder: Path) -> Iterator[str | None]:
+    """Have a Sentry of this kind and yield its DSN."""
+    if kind == "none":
+        yield None
+    elif kind == "healthy":
+        bugsink = Bugsink(folder)
+        # What its quota does is another question: see tests/faults/test_sentry_bugsink.py.
+        bugsink.quota(per_5_minutes=1_000_000)
+        with bugsink:
+            yield bugsink.dsn
+    else:
+        with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+            port = listening.getsockname()[1]
+            if kind == "hanging":
+                yield f"http://{KEY}@127.0.0.1:{port}/1"
+        if kind == "down":
+            yield f"http://{KEY}@127.0.0.1:{port}/1"
+
+
+@dataclass
+class Result:
+    """What was measured of one case; a number for each repeat."""
+
+    rates: list[float] = field(default_factory=list)
+    reported: list[int] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
+    not_reported: list[int] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        return {name: statistics.median(found) for name, found in self.__dict__.items()}
+
+
+def measure(language: str, dsn: str | None, errors: str, count: int, folder: Path) -> tuple[float, dict]:
+    """Return how many failing jobs one worker parks per second, and its line about errors."""
+    app = App(folder / "app")
+    (app.folder / "failing.py").write_text(PYTHON)
+    (app.folder / "failing.php").write_text(PHP)
+    queue = {"name": "work", "language": language, "max_jobs": count + 1}
+    with BrokerProcess(folder / "broker") as broker:
+        with broker.connect() as raw:
+            for number in range(count):
+                name = str(number) if errors == "one" else str(number).translate(LETTERS)
+                raw.set("shop_work", Envelope("Fail", "acme", {"name": name}).encode())
+
+        def parked() -> int:
+            return broker.stats("shop_work_errors").get("items", 0)
+
+        with WorkerProcess(
+            *(app, broker.address),
+            language=language,
+            app_name="failing.php" if language == "php" else "failing:registry",
+            settings=settings(broker.address, queue) | {"sentry_dsn": dsn, "host": "bench"},
+            debug=False,
+        ) as worker:
+            wait_until(lambda: parked() >= count * WARM_UP, "the first jobs", DEADLINE)
+            began, first = time.monotonic(), parked()
+            wait_until(lambda: parked() == count, "all jobs to be parked", DEADLINE)
+            rate = (count - first) / (time.monotonic() - began)
+            status = worker.end(signal.SIGTERM)
+        if status != 0:
+            raise SystemExit(f"the worker ended with {status}: {worker.log[-2000:]}")
+    told = worker.events("errors")
+    return rate, told[0] if told else {"reported": 0, "repeated": 0, "not_reported": 0}
+
+
+def run(options: argparse.Namespace) -> dict[str, Result]:
+    """Measure every case in turns."""
+    cases = [(language, kind, errors) for language in options.only for kind in SENTRIES for errors in ERRORS]
+    results = {" ".join(case): Result() for case in cases}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kestrel-bench-")))
+        dsns = {kind: stack.enter_context(sentry(kind, folder / kind)) for kind in SENTRIES}
+        for repeat in range(options.repeats):
+            for language, kind, errors in cases:
+                where = folder / f"{language}-{kind}-{errors}-{repeat}"
+                where.mkdir()
+                rate, told = measure(language, dsns[kind], errors, options.jobs, where)
+                result = results[f"{language} {kind} {errors}"]
+                result.rates.append(rate)
+                for name in ("reported", "repeated", "not_reported"):
+                    getattr(result, name).append(told[name])
+                say(f"repeat {repeat + 1} of {options.repeats}: {language} {kind} {errors:<6}{rate:>8,.0f}/s")
+    return results
+
+
+def table(results: dict[str, Result]) -> str:
+    head = f"{'':<8}{'Sentry':<10}{'errors':<8}{'jobs/s (least-most)':>24}{'of none':>9}"
+    lines = [head + f"{'reported':>10}{'repeated':>10}{'lost':>8}"]
+    for name, result in results.items():
+        language, kind, errors = name.split()
+        summary = result.summary()
+        rate = f"{summary['rates']:,.0f} ({min(result.rates):,.0f}-{max(result.rates):,.0f})"
+        none = results[f"{language} none {errors}"].summary()["rates"]
+        lines.append(
+            f"{language:<8}{kind:<10}{errors:<8}{rate:>24}{summary['rates'] / none:>9.0%}"
+            f"{summary['reported']:>10,.0f}{summary['repeated']:>10,.0f}{summary['not_reported']:>8,.0f}"
+        )
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--only", metavar="NAME,…", help=f"of: {', '.join(LANGUAGES)} (default: all)")
+    add("--repeats", type=int, default=3)
+    add("--jobs", type=int, default=2000, help="failing jobs of each case (default: 2000)")
+    add("--json", action="store_true", help="print every number as JSON instead of the table")
+    options = parser.parse_args(arguments)
+    options.only = options.only.split(",") if options.only else list(LANGUAGES)
+    unknown = [name for name in options.only if name not in LANGUAGES]
+    if unknown:
+        parser.error(f"--only {unknown[0]}: there are {', '.join(LANGUAGES)}")
+    if options.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    if options.jobs < 20:
+        parser.error("--jobs must be at least 20")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        results = run(options)
+    except (OSError, RuntimeError, AssertionError) as exc:
+        raise SystemExit(f"bench/sentry.py: {exc}") from None
+    about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "jobs": options.jobs,
+        "repeats": options.repeats,
+    }
+    if options.json:
+        found = {name: {**result.__dict__, "median": result.summary()} for name, result in results.items()}
+        print(json.dumps({**about, "cases": found}, indent=2))
+        return 0
+    print(
+        f"\n{about['date']}, {about['cores']} cores ({about['machine']}), Python {about['python']}; "
+        f"{options.jobs:,} failing jobs for each, medians of {options.repeats} repeats\n\n{table(results)}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
