@@ -85,7 +85,7 @@ def test_a_folder_without_tests_of_a_kind_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "test_nothing.py").write_text("")
-    use(monkeypatch, Stage("unit", "", [stages.side_by_side("--rootdir", str(tmp_path), str(tmp_path))]))
+    use(monkeypatch, Stage("unit", "", [stages.pytest("--rootdir", str(tmp_path), str(tmp_path))]))
     assert run() == 0
 
 
