@@ -135,7 +135,11 @@ def test_whenever_the_connection_is_lost_the_host_ends_on_one_side_and_says_so(r
 def stopped_at(tree, when):
     """Switch, and send TERM from inside the script at the command that ``when``, shell code, picks out."""
     trap = f"""moment=0
-    term_at() {{ if [ "$BASHPID" = $$ ]; then moment=$((moment + 1)); if {when}; then kill -TERM $$; fi; fi; }}
+    term_at() {{
+        [ "$BASHPID" = $$ ] || return 0
+        moment=$((moment + 1))
+        if {when}; then kill -TERM $$; fi
+    }}
     set -T; trap 'term_at "$BASH_COMMAND"' DEBUG
     """
     script = switch(tree, OLD, NEW, pings=PINGS, web="shop")
