@@ -107,7 +107,7 @@ def make_wheel(folder: Path, name: str, version: str = "1.0", *, requires: tuple
     return path
 
 
-def wait_for(condition, seconds: float = 20) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -557,7 +557,7 @@ def test_of_several_canaries_the_one_that_fails_is_named(session, monkeypatch):
         wait_for(lambda: session.ran.count(("h2", "soak")) > 1)
         session.trees["h2"].mark("seen-shop_a", "FATAL")
 
-    rolled = Rolled(session, pace=Pace(canary=2, soak=30), during=die)
+    rolled = Rolled(session, pace=Pace(canary=2, soak=120), during=die)
     rolled.is_as_before()
     assert "soak: worker h2 shop_a_00 is FATAL" in str(rolled.error)
 
@@ -572,7 +572,7 @@ def test_a_canary_whose_jobs_are_given_up_takes_itself_back(session, monkeypatch
         tree.mark("count", json.dumps({"queues": {"a": {"items": 1, "errors": 1, "oldest_s": None}}}))
         lines(tree, "parked")
 
-    rolled = Rolled(session, pace=Pace(canary=1, soak=30), during=fail)
+    rolled = Rolled(session, pace=Pace(canary=1, soak=120), during=fail)
     rolled.is_as_before()
     assert "h1: soak: jobs were given up, and none before: 1 jobs, 1 failed" in str(rolled.error)
     assert "error queues: a +1" in str(rolled.error)
@@ -587,7 +587,7 @@ def test_ctrl_c_while_the_canary_is_watched_takes_it_back(session):
         wait_for(lambda: session.trees["h1"].workers["shop_b"] == NEW)
         os.kill(os.getpid(), signal.SIGINT)
 
-    rolled = Rolled(session, pace=Pace(canary=1, soak=60), during=stop)
+    rolled = Rolled(session, pace=Pace(canary=1, soak=120), during=stop)
     rolled.is_as_before()
 
 
@@ -598,7 +598,7 @@ def test_a_worker_of_the_canary_that_dies_while_it_is_watched(session, monkeypat
         wait_for(lambda: session.ran.count(("h1", "soak")) > 1)
         session.trees["h1"].mark("seen-shop_a", "FATAL")
 
-    rolled = Rolled(session, pace=Pace(canary=1, soak=30), during=die)
+    rolled = Rolled(session, pace=Pace(canary=1, soak=120), during=die)
     rolled.is_as_before()
     assert "h1: soak: worker shop_a_00 is FATAL" in str(rolled.error)
 
