@@ -127,12 +127,13 @@ class Reporter:
             self._seen[key] = (since, more + 1)
             self._log("warning", trouble.text, **fields, sent=False)
             return
-        try:
-            self._waiting.put_nowait(trouble)
-        except queue.Full:
+        # Nobody else puts anything in, so that it does not fill up in between; logged first, since the thread
+        # may have something to say of it at once.
+        if self._waiting.full():
             self._log("warning", trouble.text, **fields, sent=False, waiting=WAITING)
             return
         self._log("warning", trouble.text, **fields, sent=True)
+        self._waiting.put_nowait(trouble)
 
     def end(self, seconds: float) -> None:
         """Give what waits some time to go out."""
