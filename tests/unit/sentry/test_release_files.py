@@ -261,3 +261,37 @@ def test_compose_takes_it_all(release):
     assert web["SENTRY_SYSTEM_SECRET_KEY"] == KEY
     assert web["SENTRY_EVENT_RETENTION_DAYS"] == "30"
     assert services["web"]["labels"] == {"mine": "yes"}
+
+
+@needs_release
+def test_the_releases_own_installer_asks_nothing_and_leaves_our_files(host, rendered):
+    """The real install.sh, whose docker is a stand-in: no image is fetched, no container runs."""
+    if not (Path(RELEASE) / ".git").exists():
+        pytest.skip("the checkout of the release has no .git")
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    version, commit = (defaults[f"sentry_self_hosted_{name}"] for name in ("version", "commit"))
+    host.want(version, commit=commit, repository=f"file://{Path(RELEASE).resolve()}")
+    for name in NAMES:
+        text = rendered[name].replace("127.0.0.1:9000", f"127.0.0.1:{host.port}")
+        (host.root / "wanted" / name).write_text(text)
+    assert host.done("apply")["did"] == "installed"
+    log = (host.root / "install.log").read_text()
+    for said in (
+        "Checking minimum requirements",
+        "ReconnectingMemcache found in",
+        "Found pgbouncer in",
+        "You're all done!",
+    ):
+        assert said in log
+    calls = host.called()
+    assert any("web upgrade --noinput --create-kafka-topics" in call for call in calls)
+    assert not any("pull getsentry/sentry-cli" in call for call in calls)
+    (host.tree / "relay/credentials.json").stat()
+    # Nothing that was written was changed, so that the next run has nothing to do.
+    assert host.done("apply")["changed"] is False
+    # And the real scripts/backup.sh: nothing is asked, and nothing is stopped.
+    since = len(host.calls())
+    assert host.done("backup")["full"] is False
+    called = host.called()[since:]
+    assert any(f"{host.tree}/sentry:/sentry-data/backup" in call for call in called)
+    assert not any(" stop " in call for call in called)
