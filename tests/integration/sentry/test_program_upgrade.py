@@ -113,9 +113,10 @@ def test_a_new_release_that_does_not_start_gives_way_to_the_former_one_with_its_
     )
     host.do("apply", "--release", host.old)
     host.do("keep")
-    why = host.refuse("apply", "--release", host.new)
-    assert "not this one" in why
-    assert why.endswith(f"; release {host.old} goes on as it was configured before")
+    code, answer, _ = host.run("apply", "--release", host.new)
+    assert code == 1
+    assert "not this one" in "".join(answer["log"])
+    assert answer["failed"].endswith(f"; release {host.old} goes on as it was configured before")
     assert not host.lost([*host.sent, host.send("afterwards")])
 
 
