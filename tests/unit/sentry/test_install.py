@@ -201,6 +201,18 @@ def test_a_line_after_the_block_is_found_too_and_the_block_itself_is_ours(instal
     assert conf.read_text() == before
 
 
+def test_old_events_are_not_lost_sight_of(host):
+    host.want("25.5.1")
+    host.done("apply")
+    host.want("26.7.0")
+    found = host.refused("plan")
+    assert "Sentry 25.5.1 keeps events where 25.9.0 and newer do not look" in found
+    line = 'SENTRY_NODESTORE_OPTIONS |= {"read_through": True, "delete_through": True}'
+    assert line in found
+    host.want("26.7.0", block=f"# BEGIN KESTREL STACK\n{line}\n# END KESTREL STACK\n")
+    assert host.done("plan")["steps"] == ["backup", "files", "install", "up"]
+
+
 def test_the_releases_own_files_changed_by_hand_are_refused(installed):
     (installed.tree / "docker-compose.yml").write_text("services: {mine: {}}\n")
     found = installed.refused("plan")
