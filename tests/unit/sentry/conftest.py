@@ -156,8 +156,24 @@ def host(tmp_path, repository, monkeypatch, capfd):
     host.stop()
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """What a first installation leaves behind: it is made once, and copied."""
+    return {"folder": tmp_path_factory.mktemp("installed") / "host", "port": None}
+
+
 @pytest.fixture
-def installed(host):
+def installed(host, kept):
     """A host on which Sentry 26.7.0 runs."""
-    host.done("apply")
+    if kept["port"] is None:
+        host.done("apply")
+        shutil.copytree(host.folder, kept["folder"], symlinks=True)
+        kept["port"] = host.port
+        return host
+    host.port = kept["port"]
+    for path in host.folder.iterdir():
+        shutil.rmtree(path)
+    shutil.copytree(kept["folder"], host.folder, symlinks=True, dirs_exist_ok=True)
+    (host.state_folder / "proxy.pid").unlink()
+    host.tool.up(host.tool.settings())
     return host

@@ -97,6 +97,7 @@ def test_the_way_back_from_an_upgrade_brings_volumes_files_and_release(installed
     assert installed.done("apply")["changed"] is False
 
 
+@pytest.mark.long
 def test_a_restore_that_is_cut_is_finished_by_the_same_command(installed):
     installed.want("26.8.0")
     installed.done("apply")
@@ -121,6 +122,7 @@ def test_a_backup_that_lost_a_part_is_refused_before_anything_stops(installed):
     assert "is no backup" in installed.refused("restore", installed.folder, "--yes")
 
 
+@pytest.mark.long
 def test_an_export_is_read_into_the_version_that_wrote_it(installed):
     folder = installed.done("backup")["backup"]
     since = len(installed.calls())

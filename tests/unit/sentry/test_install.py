@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from support.host_programs import CHECKOUT, run
 
 INSTALLER = (
@@ -132,6 +134,7 @@ def test_an_installer_that_fails_is_told_with_its_last_lines_and_resumed_without
     assert list(installed.backups.iterdir()) == [kept]
 
 
+@pytest.mark.long
 def test_a_cut_change_is_not_left_for_another_version(installed):
     installed.flag("install-fails")
     installed.want("26.8.0")
@@ -140,6 +143,7 @@ def test_a_cut_change_is_not_left_for_another_version(installed):
     assert "the change to Sentry 26.8.0 was cut: finish it first" in installed.refused("plan")
 
 
+@pytest.mark.long
 def test_a_cut_first_installation_is_taken_up_again(host):
     host.flag("install-fails")
     assert "did not finish" in host.refused("apply")
@@ -201,6 +205,7 @@ def test_a_line_after_the_block_is_found_too_and_the_block_itself_is_ours(instal
     assert conf.read_text() == before
 
 
+@pytest.mark.long
 def test_old_events_are_not_lost_sight_of(host):
     host.want("25.5.1")
     host.done("apply")
