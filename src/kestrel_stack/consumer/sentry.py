@@ -58,6 +58,8 @@ MAX_ERRORS = 500
 """So many different errors are told apart; then the one that was not seen for longest is forgotten."""
 REPEATED = "the same error since the last event"
 """The key of an event's extra that says how many were held back; see `Repeats`."""
+SWITCH = 0.0005
+"""Seconds for which one thread may keep the others of its process waiting."""
 STILL_AWAY = 300.0
 """Seconds after which a Sentry that is still away is told again."""
 CLIENT = f"kestrel-stack/{__version__}"
@@ -482,6 +484,8 @@ class Reporter:
             self._count("not_reported")
             return False
         if self._thread is None:
+            # While the thread makes its request, a job's answer would wait for Python's 5 ms, again and again.
+            sys.setswitchinterval(SWITCH)
             self._thread = threading.Thread(target=self._run, name="sentry", daemon=True)
             self._thread.start()
         return True
