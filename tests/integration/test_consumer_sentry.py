@@ -279,7 +279,10 @@ def test_what_waits_is_bounded_and_the_rest_is_counted(server):
     server.hang.clear()
     log = []
     reporter = sentry.Reporter(
-        *(sentry.Dsn.parse(server.dsn), Log(lambda *line: log.append(line)), {}), timeout=30, waiting=5, repeats=sentry.Repeats(100)
+        *(sentry.Dsn.parse(server.dsn), Log(lambda *line: log.append(line)), {}),
+        timeout=30,
+        waiting=5,
+        repeats=sentry.Repeats(100),
     )
     reporter.report(sentry.make_event("A", "b", level="error", tags={}))
     wait_until(lambda: server.requests, "the first to be sent")

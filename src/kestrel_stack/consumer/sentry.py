@@ -484,7 +484,7 @@ class Reporter:
             self._count("not_reported")
             return False
         if self._thread is None:
-            # While the thread makes its request, a job's answer would wait for Python's 5 ms, again and again.
+            # While the thread makes its request, a job's answer would wait for Python's 5 ms, each time.
             sys.setswitchinterval(SWITCH)
             self._thread = threading.Thread(target=self._run, name="sentry", daemon=True)
             self._thread.start()
