@@ -28,7 +28,7 @@ def play():
                 SCENARIO / "converge.yml",
             ],
             cwd=CHECKOUT,
-            env={**os.environ, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            env={**os.environ, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"},
             capture_output=True,
             text=True,
             timeout=300,

@@ -96,7 +96,8 @@ def converge(*arguments, playbook="shared/converge.yml"):
             **os.environ,
             "MOLECULE_SCENARIO_NAME": "kestrel_web",
             "ANSIBLE_ROLES_PATH": str(CHECKOUT / "ansible/roles"),
-            "ANSIBLE_NOCOLOR": "1",
+            # molecule forces colours, which wins over NOCOLOR.
+            "ANSIBLE_FORCE_COLOR": "0",
         },
     )
 
@@ -163,6 +164,7 @@ def test_every_variable_reaches_the_configuration(root, queue, stack):
         "history_days": 7,
         "history_mb": 64,
         "no_consumers_after_s": 30,
+        "event_url": "https://errors.example.com/issues/event/{event_uuid}/",
         "webhook": {"url": "http://127.0.0.1:8098/hook?token=s3cret"},
     }
     assert root("panel2", "systemctl show kestrel-web --property TimeoutStartUSec --value").strip() == "20s"

@@ -45,7 +45,8 @@ def converge(*arguments, inventory=INVENTORY):
         env={
             **os.environ,
             "ANSIBLE_ROLES_PATH": str(CHECKOUT / "ansible/roles"),
-            "ANSIBLE_NOCOLOR": "1",
+            # molecule forces colours, which wins over NOCOLOR.
+            "ANSIBLE_FORCE_COLOR": "0",
         },
     )
 
