@@ -330,7 +330,7 @@ def test_sending_to_a_sentry_that_hangs_ends_in_bounded_time(server):
     [
         ("https://abc@sentry.example/1", "https://sentry.example:443", "/api/1/envelope/"),
         ("http://abc:secret@10.0.0.1:9000/a/b/42", "http://10.0.0.1:9000", "/a/b/api/42/envelope/"),
-        ("http://abc@[::1]:8765/2", "http://::1:8765", "/api/2/envelope/"),
+        ("http://abc@[::1]:8765/2", "http://[::1]:8765", "/api/2/envelope/"),
     ],
 )
 def test_the_parts_of_a_dsn(dsn, where, path):

@@ -41,8 +41,7 @@ final class OwnReporting implements Reporting
         // Held back here, since to make an event takes longer than many a job; the parent holds back as well, for a
         // child that is replaced forgets.
         $key = Repeats::key($error['class'], $error['message'], $level, $this->tags['job'] ?? null);
-        $repeated = $this->repeats->count($key);
-        if ($repeated === null) {
+        if ($this->repeats->count($key) === null) {
             return ['repeated' => $key];
         }
         $event = Sentry::event(
@@ -56,9 +55,8 @@ final class OwnReporting implements Reporting
             $this->contexts === null ? [] : ($this->contexts)(),
             $thrown === null ? [] : Sentry::causes($thrown),
         );
-        if ($repeated > 0) {
-            $event['extra'] = (array) $event['extra'] + [Sentry::REPEATED => $repeated];
-        }
-        return ['report' => $event];
+        // The parent refuses a message that is too large, and takes its sender for broken. It is the parent that says
+        // how many were held back: it knows of those of the children before, too.
+        return ['report' => Sentry::fitting($event)];
     }
 }

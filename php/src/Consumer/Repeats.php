@@ -37,8 +37,7 @@ final class Repeats
     public function count(string $key): ?int
     {
         $now = hrtime(true) / 1e9;
-        $seen = $this->seen[$key] ?? ['left' => (float) $this->burst, 'at' => $now, 'held' => 0, 'id' => null];
-        unset($this->seen[$key]);
+        $seen = $this->of($key, $now);
         $seen['left'] = min((float) $this->burst, $seen['left'] + ($now - $seen['at']) / $this->every);
         $seen['at'] = $now;
         $held = null;
@@ -49,10 +48,27 @@ final class Repeats
             [$held, $seen['held']] = [$seen['held'], 0];
         }
         $this->seen[$key] = $seen;
+        return $held;
+    }
+
+    /** Note errors that somebody else has held back, or that were not sent after all. */
+    public function hold(string $key, int $count = 1): void
+    {
+        $seen = $this->of($key, hrtime(true) / 1e9);
+        $seen['held'] += $count;
+        $this->seen[$key] = $seen;
+    }
+
+    /** @return array{left: float, at: float, held: int, id: ?string} what is known of an error, now the newest one */
+    private function of(string $key, float $now): array
+    {
+        $seen = $this->seen[$key] ?? ['left' => (float) $this->burst, 'at' => $now, 'held' => 0, 'id' => null];
+        unset($this->seen[$key]);
+        $this->seen[$key] = $seen;
         if (count($this->seen) > self::MAX_ERRORS) {
             unset($this->seen[array_key_first($this->seen)]);
         }
-        return $held;
+        return $seen;
     }
 
     /** Note the id of the event that was sent for an error. */
@@ -60,6 +76,14 @@ final class Repeats
     {
         if (isset($this->seen[$key])) {
             $this->seen[$key]['id'] = $id;
+        }
+    }
+
+    /** Forget the id of an event that could not be sent after all: nobody is to look for it. */
+    public function lost(string $key, string $id): void
+    {
+        if (($this->seen[$key]['id'] ?? null) === $id) {
+            $this->seen[$key]['id'] = null;
         }
     }
 

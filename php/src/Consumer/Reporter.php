@@ -27,6 +27,8 @@ final class Reporter
     private Frames $frames;
     private string $buffer = '';
     private int $waiting = 0;
+    /** @var list<?array{string, string}> of each event that waits: the error and the event's id, where it has those */
+    private array $of = [];
     /** @var array{reported: int, repeated: int, not_reported: int} */
     private array $counts = ['reported' => 0, 'repeated' => 0, 'not_reported' => 0];
     private ?float $awaySince = null;
@@ -92,6 +94,7 @@ final class Reporter
         $this->frames = new Frames();
         $this->buffer = Frames::encode(['dsn' => $this->dsn]);
         $this->waiting = 0;
+        $this->of = [];
     }
 
     /**
@@ -108,37 +111,55 @@ final class Reporter
         $key = Repeats::key($last['type'], $last['value'], (string) $event['level'], $event['transaction'] ?? null);
         $repeated = $this->repeats->count($key);
         if ($repeated === null) {
-            return $this->noteRepeated($key);
+            $this->counts['repeated']++;
+            return $this->repeats->last($key);
+        }
+        if (!$this->takes()) {  // to make the envelope would be in vain
+            $this->counts['not_reported']++;
+            $this->repeats->hold($key, $repeated);
+            return null;
         }
         if ($repeated > 0) {
             $event['extra'] = (array) ($event['extra'] ?? []) + [Sentry::REPEATED => $repeated];
         }
         $about = array_filter($this->about, static fn (?string $text): bool => ($text ?? '') !== '');
-        if (!$this->pass(Sentry::envelope($about + $event))) {
-            return null;
-        }
-        $this->repeats->sent($key, (string) $event['event_id']);
-        return (string) $event['event_id'];
+        $id = (string) $event['event_id'];
+        $this->repeats->sent($key, $id);
+        $this->pass(Sentry::envelope($about + $event), [$key, $id]);
+        return $this->repeats->last($key);
     }
 
-    /** Have an envelope sent some time; say whether it is not dropped because too many wait. */
-    public function pass(string $envelope): bool
+    private function takes(): bool
     {
         $this->start();
         $this->tend();
-        if ($this->socket === null || $this->waiting >= self::MAX_WAITING) {
+        return $this->socket !== null && $this->waiting < self::MAX_WAITING;
+    }
+
+    /**
+     * Have an envelope sent some time; say whether it is not dropped because too many wait.
+     *
+     * @param ?array{string, string} $of the error, and the event's id, that is not to be named again when it could not
+     *     be sent
+     */
+    public function pass(string $envelope, ?array $of = null): bool
+    {
+        if (!$this->takes()) {
             $this->counts['not_reported']++;
+            $this->forget($of);
             return false;
         }
         $this->waiting++;
+        $this->of[] = $of;
         $this->buffer .= Frames::encode([], $envelope);
         $this->tend();
         return true;
     }
 
-    /** Count an error that is not sent, since the same was; return the id of the last one that was. */
+    /** Count an error that its child held back, since the same was sent; return the id of the last one that was. */
     public function noteRepeated(string $key): ?string
     {
+        $this->repeats->hold($key);
         $this->counts['repeated']++;
         return $this->repeats->last($key);
     }
@@ -156,6 +177,10 @@ final class Reporter
         while (($data = @fread($this->socket, self::CHUNK)) !== false && $data !== '') {
             foreach ($this->frames->feed($data) as [$answer]) {
                 $this->waiting--;
+                $of = array_shift($this->of);
+                if (($answer['error'] ?? null) !== null) {
+                    $this->forget($of);
+                }
                 $this->note($answer['error'] ?? null);
             }
         }
@@ -222,8 +247,18 @@ final class Reporter
         }
     }
 
+    /** @param ?array{string, string} $of see pass() */
+    private function forget(?array $of): void
+    {
+        if ($of !== null) {
+            $this->repeats->lost(...$of);
+        }
+    }
+
     private function closeSocket(): void
     {
+        array_map($this->forget(...), $this->of);
+        $this->of = [];
         if ($this->socket !== null) {
             fclose($this->socket);
         }

@@ -22,6 +22,10 @@ final class Sentry
     /** The key of an event's extra that says how many were held back; see Repeats. */
     public const REPEATED = 'the same error since the last event';
 
+    /** Bytes of an event: Sentry and Bugsink refuse one of more than a megabyte. */
+    public const MAX_EVENT = 900_000;
+
+    private const MAX_SHORT_CRUMBS = 10;
     private const CLIENT = 'kestrel-stack/1';
     private const MAX_CAUSES = 10;
     /** So many lines before and after the one that a frame is at go with it, of so many bytes at most. */
@@ -152,11 +156,90 @@ final class Sentry
      */
     public static function envelope(array $event): string
     {
-        $flags = JSON_UNESCAPED_SLASHES | JSON_INVALID_UTF8_SUBSTITUTE | JSON_PARTIAL_OUTPUT_ON_ERROR;
-        $data = (string) json_encode($event, $flags);
-        $head = json_encode(['event_id' => $event['event_id'], 'sent_at' => self::time()], $flags);
-        $item = json_encode(['type' => 'event', 'length' => strlen($data)], $flags);
+        $data = self::fitted($event)[1];
+        $head = self::json(['event_id' => $event['event_id'], 'sent_at' => self::time()]);
+        $item = self::json(['type' => 'event', 'length' => strlen($data)]);
         return "$head\n$item\n$data\n";
+    }
+
+    /**
+     * Return an event without what it can do without, as far as it is too large.
+     *
+     * @param array<string, mixed> $event
+     * @return array<string, mixed>
+     */
+    public static function fitting(array $event): array
+    {
+        return self::fitted($event)[0];
+    }
+
+    /**
+     * @param array<string, mixed> $event
+     * @return array{array<string, mixed>, string} the event, and the same as JSON
+     */
+    private static function fitted(array $event): array
+    {
+        $text = self::json($event);
+        foreach ([self::withoutDetails(...), self::withoutSource(...), self::withoutWhatLedToIt(...)] as $shorter) {
+            if (strlen($text) <= self::MAX_EVENT) {
+                break;
+            }
+            $event = $shorter($event);
+            $text = self::json($event);
+        }
+        return [$event, $text];
+    }
+
+    /** @param array<string, mixed> $content */
+    private static function json(array $content): string
+    {
+        $flags = JSON_UNESCAPED_SLASHES | JSON_INVALID_UTF8_SUBSTITUTE | JSON_PARTIAL_OUTPUT_ON_ERROR;
+        return (string) json_encode($content, $flags);
+    }
+
+    /**
+     * Leave out the lines' data, which is in their text as well, and what is installed.
+     *
+     * @param array<string, mixed> $event
+     * @return array<string, mixed>
+     */
+    private static function withoutDetails(array $event): array
+    {
+        unset($event['modules']);
+        foreach (array_keys($event['breadcrumbs']['values'] ?? []) as $number) {
+            unset($event['breadcrumbs']['values'][$number]['data']);
+        }
+        return $event;
+    }
+
+    /**
+     * @param array<string, mixed> $event
+     * @return array<string, mixed>
+     */
+    private static function withoutSource(array $event): array
+    {
+        $source = ['pre_context' => 1, 'context_line' => 1, 'post_context' => 1];
+        foreach ($event['exception']['values'] ?? [] as $number => $error) {
+            foreach ($error['stacktrace']['frames'] ?? [] as $place => $frame) {
+                $short = array_diff_key($frame, $source);
+                $event['exception']['values'][$number]['stacktrace']['frames'][$place] = $short;
+            }
+        }
+        return $event;
+    }
+
+    /**
+     * @param array<string, mixed> $event
+     * @return array<string, mixed>
+     */
+    private static function withoutWhatLedToIt(array $event): array
+    {
+        $event['exception'] = ['values' => array_slice($event['exception']['values'] ?? [], -1)];
+        $event['breadcrumbs'] = [
+            'values' => array_slice($event['breadcrumbs']['values'] ?? [], -self::MAX_SHORT_CRUMBS),
+        ];
+        $event['extra'] = (object) array_intersect_key((array) ($event['extra'] ?? []), [self::REPEATED => 1]);
+        return $event;
     }
 
     /**
@@ -257,7 +340,12 @@ final class Sentry
     public static function crumbText(string $event, array $fields): string
     {
         foreach ($fields as $name => $content) {
-            $event .= $content === null ? '' : " $name=" . Line::value($content);
+            if (strlen($event) >= self::MAX_CRUMB_TEXT) {
+                break;
+            }
+            // Cut first: to write out what is cut off after all takes longer than the rest.
+            $short = is_string($content) ? substr($content, 0, self::MAX_CRUMB_TEXT) : $content;
+            $event .= $content === null ? '' : " $name=" . Line::value($short);
         }
         return Text::head($event, self::MAX_CRUMB_TEXT);
     }

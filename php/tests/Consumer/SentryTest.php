@@ -192,6 +192,54 @@ final class SentryTest extends TestCase
         self::assertSame(2, $repeats->count('a'));
     }
 
+    public function testWhatAChildHeldBackIsToldWithTheNextEvent(): void
+    {
+        $this->startServer();
+        $reporter = new Reporter($this->dsn(), $this->log, [], new Repeats(1, 0.05));
+        $this->reportAndWait($reporter, 1);
+        for ($number = 0; $number < 500; $number++) {
+            $reporter->noteRepeated(Repeats::key('Error', 'no', 'error', 'A'));
+        }
+        usleep(60_000);
+        $this->reportAndWait($reporter, 1);
+        $last = $this->sent()[1];
+        $event = json_decode(explode("\n", base64_decode($last['body']))[2], true);
+        self::assertSame([Sentry::REPEATED => 500], $event['extra']);
+        self::assertSame(['reported' => 2, 'repeated' => 500, 'not_reported' => 0], $reporter->counts());
+    }
+
+    public function testNoRecordNamesAnEventThatCouldNotBeSent(): void
+    {
+        $this->startServer();
+        file_put_contents("$this->folder/status", '503');
+        $reporter = new Reporter($this->dsn(), $this->log, [], new Repeats(1));
+        self::assertNotNull($reporter->report($this->event()));
+        $this->reportAndWait($reporter, 0);
+        self::assertNull($reporter->report($this->event()));
+        self::assertNull($reporter->noteRepeated(Repeats::key('Error', 'no', 'error', 'A')));
+    }
+
+    public function testAnEventIsNeverTooLargeForSentry(): void
+    {
+        $lines = [];
+        for ($number = 0; $number < Sentry::MAX_CRUMBS; $number++) {
+            $fields = [];
+            for ($field = 0; $field < 20; $field++) {
+                $fields["field$field"] = str_repeat("\xc3\xa9\0", 1000);
+            }
+            $lines[] = [1795227300123, 'info', 'step', $fields];
+        }
+        $event = Sentry::fitting(
+            Sentry::event('Error', str_repeat("\0", 4096), 'error', ['job' => 'A'], lines: $lines, stack: 'here'),
+        );
+        $data = explode("\n", Sentry::envelope($event))[2];
+        self::assertLessThanOrEqual(Sentry::MAX_EVENT, strlen($data));
+        $found = json_decode($data, true);
+        self::assertSame(str_repeat("\0", 4096), $found['exception']['values'][0]['value']);
+        self::assertGreaterThanOrEqual(10, count($found['breadcrumbs']['values']));
+        self::assertArrayNotHasKey('data', $found['breadcrumbs']['values'][0]);
+    }
+
     public function testASentryThatIsNotThereIsOneSentenceWithoutTheKey(): void
     {
         try {

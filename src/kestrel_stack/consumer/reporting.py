@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from kestrel_stack.consumer import sentry
+from kestrel_stack.queue.envelope import clean_text
 
 FLUSH = 1.0
 """Seconds that events of an application's own set-up get to be sent when the process ends."""
@@ -56,8 +57,7 @@ class Own:
         # Held back here, since to make an event takes longer than many a job; the parent holds back as well,
         # for a child that is replaced forgets.
         key = sentry.kind_of(error["class"], error["message"], level, tags["job"])
-        repeated = self._repeats.count(key)
-        if repeated is None:
+        if self._repeats.count(key) is None:
             return {"repeated": key}
         event = sentry.make_event(
             error["class"],
@@ -67,11 +67,12 @@ class Own:
             frames=sentry.frames_of(trace),
             causes=_causes(exc),
             crumbs=self._crumbs,
-            extra={sentry.REPEATED: repeated} if repeated else {},
             contexts=self._contexts(),
             modules=_modules(),
         )
-        return {"event": event}
+        # The parent refuses a message that is too large, and takes its sender for broken. It is the parent
+        # that says how many were held back: it knows of those of the children before, too.
+        return {"event": sentry.fitting(event)}
 
     def close(self) -> None:
         """Nothing is left to be sent."""
@@ -230,7 +231,7 @@ def _causes(exc: BaseException) -> list[dict[str, Any]]:
             kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         )
         try:
-            text = str(cause)[: sentry.MAX_CAUSE_TEXT]
+            text = clean_text(str(cause)[: sentry.MAX_CAUSE_TEXT])
         except Exception:
             text = f"<{kind.__name__}>"
         how = {"type": "chained", "handled": True, "source": "__cause__" if named else "__context__"}

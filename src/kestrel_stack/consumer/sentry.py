@@ -20,7 +20,7 @@ import sysconfig
 import threading
 import time
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +32,7 @@ from urllib.parse import quote
 
 from kestrel_stack import __version__
 from kestrel_stack.consumer.log import Log, value
+from kestrel_stack.queue.envelope import clean_text
 
 TIMEOUT = 2.0
 """Seconds for connecting, and for each step of an exchange with Sentry."""
@@ -48,6 +49,9 @@ AROUND = 5
 MAX_SOURCE_TEXT = 500
 STEPS = 5
 """An exchange takes at most so many times the limit of one step."""
+MAX_EVENT = 900_000
+"""Bytes of an event: Sentry and Bugsink refuse one of more than a megabyte."""
+MAX_SHORT_CRUMBS = 10
 MAX_ANSWER = 4096
 MAX_QUIET = 3600.0
 """Seconds after which Sentry is asked again, however long a quiet it wished for."""
@@ -106,7 +110,8 @@ class Dsn:
         return f"<Dsn {self}>"
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
 
 
 class Unreachable(OSError):  # noqa: N818 - it names what is the matter
@@ -139,10 +144,61 @@ class Answer:
 
 def envelope(event: Mapping[str, Any]) -> bytes:
     """Return an event, which has an ``event_id``, as what is sent."""
-    data = json.dumps(event, default=str).encode("ascii")
+    data = _fitted(event)[1].encode("ascii")
     head = {"event_id": event["event_id"], "sent_at": time_text(time.time())}
     item = {"type": "event", "length": len(data)}
     return b"\n".join([json.dumps(head).encode("ascii"), json.dumps(item).encode("ascii"), data, b""])
+
+
+def fitting(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an event without what it can do without, as far as it is too large."""
+    return _fitted(event)[0]
+
+
+def _fitted(event: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    text = json.dumps(event, default=str)
+    for shorter in (_without_details, _without_source, _without_what_led_to_it):
+        if len(text) <= MAX_EVENT:
+            break
+        event = shorter(event)
+        text = json.dumps(event, default=str)
+    return event, text
+
+
+def _without_details(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the lines' data, which is in their text as well, and what is installed."""
+    lines = [
+        {key: content for key, content in line.items() if key != "data"}
+        for line in event.get("breadcrumbs", {}).get("values", [])
+    ]
+    kept = {key: content for key, content in event.items() if key != "modules"}
+    return {**kept, "breadcrumbs": {"values": lines}}
+
+
+def _without_source(event: Mapping[str, Any]) -> dict[str, Any]:
+    source_of = ("pre_context", "context_line", "post_context")
+    values = []
+    for error in event.get("exception", {}).get("values", []):
+        found = dict(error)
+        if "stacktrace" in error:
+            found["stacktrace"] = {
+                "frames": [
+                    {key: content for key, content in frame.items() if key not in source_of}
+                    for frame in error["stacktrace"]["frames"]
+                ]
+            }
+        values.append(found)
+    return {**event, "exception": {"values": values}}
+
+
+def _without_what_led_to_it(event: Mapping[str, Any]) -> dict[str, Any]:
+    extra = {key: content for key, content in event.get("extra", {}).items() if key == REPEATED}
+    return {
+        **event,
+        "exception": {"values": event.get("exception", {}).get("values", [])[-1:]},
+        "breadcrumbs": {"values": event.get("breadcrumbs", {}).get("values", [])[-MAX_SHORT_CRUMBS:]},
+        "extra": extra,
+    }
 
 
 def exchange(target: Dsn, body: bytes, timeout: float = TIMEOUT) -> Answer:
@@ -171,7 +227,7 @@ def exchange(target: Dsn, body: bytes, timeout: float = TIMEOUT) -> Answer:
         said = answer.read(MAX_ANSWER)
         if late.is_set():
             raise TimeoutError
-    except (OSError, http.client.HTTPException) as exc:
+    except (OSError, http.client.HTTPException, UnicodeError) as exc:  # the last: no name at all
         if late.is_set():
             raise Unreachable(f"{target} gave no whole answer in {STEPS * timeout:g} s.") from TimeoutError()
         if isinstance(exc, TimeoutError):
@@ -316,18 +372,30 @@ def crumb(at: float, level: str, event: str, fields: Mapping[str, object]) -> di
 
 def crumb_text(event: str, fields: Mapping[str, object]) -> str:
     """Return a line with its fields, as in the log: Bugsink shows a breadcrumb's text and not its data."""
-    shown = [f"{key}={value(content)}" for key, content in fields.items() if content is not None]
-    return " ".join([event, *shown])[:MAX_CRUMB_TEXT]
+    text = event
+    for key, content in fields.items():
+        if len(text) >= MAX_CRUMB_TEXT:
+            break
+        if content is not None:
+            # Cut first: to write out what is cut off after all takes longer than the rest.
+            text += f" {key}={value(content[:MAX_CRUMB_TEXT] if isinstance(content, str) else content)}"
+    return text[:MAX_CRUMB_TEXT]
 
 
 def frames_of(trace: TracebackType | None) -> list[dict[str, Any]]:
     """Return a traceback as Sentry has it, the innermost frame last."""
-    found: list[dict[str, Any]] = []
+    # Of a recursion the last ones only: with a thousand of them, this would take longer than the job.
+    places: deque[TracebackType] = deque(maxlen=MAX_FRAMES)
     while trace is not None:
+        places.append(trace)
+        trace = trace.tb_next
+    found: list[dict[str, Any]] = []
+    for trace in places:
         code, number = trace.tb_frame.f_code, trace.tb_lineno
+        path = clean_text(code.co_filename)
         frame = {
-            "filename": _short(code.co_filename),
-            "abs_path": code.co_filename,
+            "filename": _short(path),
+            "abs_path": path,
             "module": str(trace.tb_frame.f_globals.get("__name__", "")),
             "function": code.co_name,
             "lineno": number,
@@ -336,8 +404,7 @@ def frames_of(trace: TracebackType | None) -> list[dict[str, Any]]:
             and "dist-packages" not in code.co_filename,
         }
         found.append(frame | source(linecache.getlines(code.co_filename), number))
-        trace = trace.tb_next
-    return found[-MAX_FRAMES:]
+    return found
 
 
 def source(lines: list[str], number: int) -> dict[str, Any]:
@@ -389,10 +456,7 @@ class Repeats:
     def count(self, key: Hashable) -> int | None:
         """Return how many were held back since the last that was sent; None when this one is, too."""
         now = self._clock()
-        seen = self._seen.pop(key, None) or _Seen(float(self._burst), now)
-        self._seen[key] = seen
-        if len(self._seen) > MAX_ERRORS:
-            self._seen.popitem(last=False)
+        seen = self._of(key, now)
         seen.left = min(float(self._burst), seen.left + (now - seen.at) / self._every)
         seen.at = now
         if seen.left < 1:
@@ -401,6 +465,17 @@ class Repeats:
         seen.left -= 1
         held_back, seen.held_back = seen.held_back, 0
         return held_back
+
+    def hold(self, key: Hashable, count: int = 1) -> None:
+        """Note errors that somebody else has held back, or that were not sent after all."""
+        self._of(key, self._clock()).held_back += count
+
+    def _of(self, key: Hashable, now: float) -> _Seen:
+        seen = self._seen.pop(key, None) or _Seen(float(self._burst), now)
+        self._seen[key] = seen
+        if len(self._seen) > MAX_ERRORS:
+            self._seen.popitem(last=False)
+        return seen
 
 
 @dataclass
@@ -435,7 +510,7 @@ class Reporter:
         self._log = log
         self._about = {key: value for key, value in about.items() if value}
         self._timeout = timeout
-        self._waiting: queue.Queue[bytes] = queue.Queue(waiting)
+        self._waiting: queue.Queue[tuple[bytes, tuple[Hashable, str] | None]] = queue.Queue(waiting)
         self._repeats = Repeats() if repeats is None else repeats
         self._last: OrderedDict[Hashable, str] = OrderedDict()
         self._thread: threading.Thread | None = None
@@ -461,25 +536,32 @@ class Reporter:
         key = kind_of(str(last["type"]), str(last["value"]), str(event["level"]), event.get("transaction"))
         repeated = self._repeats.count(key)
         if repeated is None:
-            return self.note_repeated(key)
+            return self._last_of(key)
+        if self._waiting.full():  # nobody else puts anything in: to make the envelope would be in vain
+            self._count("not_reported")
+            self._repeats.hold(key, repeated)
+            return None
         full = {**self._about, **event}
         if "release" in self._about:
             full["tags"] = {**full.get("tags", {}), "release": self._about["release"]}
         if repeated:
             full["extra"] = {**full.get("extra", {}), REPEATED: repeated}
-        if not self.pass_on(envelope(full)):
-            return None
         event_id = str(full["event_id"])
-        self._last[key] = event_id
-        self._last.move_to_end(key)
-        if len(self._last) > MAX_ERRORS:
-            self._last.popitem(last=False)
+        with self._lock:  # before it is sent: it may be lost at once
+            self._last[key] = event_id
+            self._last.move_to_end(key)
+            if len(self._last) > MAX_ERRORS:
+                self._last.popitem(last=False)
+        self.pass_on(envelope(full), (key, event_id))
         return event_id
 
-    def pass_on(self, data: bytes) -> bool:
-        """Have an envelope sent some time; say whether it is not dropped because too many wait."""
+    def pass_on(self, data: bytes, of: tuple[Hashable, str] | None = None) -> bool:
+        """Have an envelope sent some time; say whether it is not dropped because too many wait.
+
+        `of` is the error, and the event's id, that is not to be named again when it could not be sent.
+        """
         try:
-            self._waiting.put_nowait(data)
+            self._waiting.put_nowait((data, of))
         except queue.Full:
             self._count("not_reported")
             return False
@@ -491,9 +573,14 @@ class Reporter:
         return True
 
     def note_repeated(self, key: Hashable = None) -> str | None:
-        """Count an error that is not sent, since the same was; return the id of the last one that was."""
-        self._count("repeated")
-        return self._last.get(key)
+        """Count an error that its child held back, since the same was sent; return the last one's id."""
+        self._repeats.hold(key)
+        return self._last_of(key)
+
+    def _last_of(self, key: Hashable) -> str | None:
+        with self._lock:
+            self._counts["repeated"] += 1
+            return self._last.get(key)
 
     def close(self, seconds: float = TIMEOUT) -> None:
         """Give the events that wait so many seconds to be sent, and say what became of all."""
@@ -515,19 +602,28 @@ class Reporter:
 
     def _run(self) -> None:
         while True:
-            data = self._waiting.get()
+            data, of = self._waiting.get()
+            sent = False
             try:
-                self._send(data)
+                sent = self._send(data)
             except Exception as exc:  # of one event; the next may be sent
                 self._count("not_reported")
                 self._log.warning("an error was not reported", error=type(exc).__name__)
             finally:
+                if not sent and of is not None:
+                    self._forget(*of)
                 self._waiting.task_done()
 
-    def _send(self, data: bytes) -> None:
+    def _forget(self, key: Hashable, event_id: str) -> None:
+        """See to it that no later record names an event that is not there."""
+        with self._lock:
+            if self._last.get(key) == event_id:
+                del self._last[key]
+
+    def _send(self, data: bytes) -> bool:
         if time.monotonic() < self._not_before:
             self._count("not_reported")
-            return
+            return False
         try:
             wait = deliver(self._dsn, data, self._timeout)
         except OSError as exc:
@@ -535,6 +631,7 @@ class Reporter:
             if isinstance(exc, Refused):
                 self._not_before = time.monotonic() + exc.wait
             self._note_away(exc)
+            return False
         else:
             self._not_before = time.monotonic() + wait
             with self._lock:
@@ -544,6 +641,7 @@ class Reporter:
                 away = round(time.monotonic() - self._away_since)
                 self._log.info("sentry is back", not_reported=missed, away=f"{away}s")
             self._away_since = None
+            return True
 
     def _note_away(self, exc: OSError) -> None:
         now = time.monotonic()
