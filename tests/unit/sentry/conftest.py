@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -35,7 +36,7 @@ class Host:
         shutil.copytree(STANDIN, self.standin)
         self.root.mkdir()
         (self.root / "wanted").mkdir()
-        for name, value in {
+        self.places = {
             "ROOT": self.root,
             "WANTED": self.root / "wanted",
             "TREE": self.root / "self-hosted",
@@ -50,7 +51,8 @@ class Host:
             "BACKUPS": self.backups,
             "DISK_STATE": folder / "disk.json",
             "PATH": f"{self.standin}:{os.environ['PATH']}",
-        }.items():
+        }
+        for name, value in self.places.items():
             monkeypatch.setattr(tool, name, value)
         self.repository, self.commits = repository
         self.port = free_port()
@@ -102,6 +104,32 @@ class Host:
         out, err = self.capfd.readouterr()
         return code, json.loads(out), err
 
+    def process(self, *arguments):
+        """Begin the program as a process of its own, as on a host but for its folders."""
+        code = (
+            "import json, sys\nfrom pathlib import Path\nfrom support.host_programs import load\n"
+            "tool = load(Path(sys.argv[1]))\n"
+            "for name, value in json.loads(sys.argv[2]).items():\n"
+            "    setattr(tool, name, value if name == 'PATH' else Path(value))\n"
+            "sys.exit(tool.program(sys.argv[3:]))\n"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", code, PROGRAM, json.dumps(self.places, default=str), *arguments],
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT / "tests")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, name):
+        """Wait until a stand-in has written a file; return what is in it."""
+        path = self.state_folder / name
+        deadline = time.monotonic() + 30
+        while not (path.exists() and path.read_text().strip()):
+            assert time.monotonic() < deadline, f"no {name}"
+            time.sleep(0.02)
+        return path.read_text().strip()
+
     def done(self, *arguments):
         """Run a command that has to succeed."""
         code, answer, err = self.do(*arguments)
@@ -149,9 +177,15 @@ def repository(tmp_path_factory):
     return folder, json.loads(done.stdout)
 
 
+@pytest.fixture(scope="session")
+def tool():
+    """The program as a module: what is set in it goes back after each test."""
+    return load(PROGRAM)
+
+
 @pytest.fixture
-def host(tmp_path, repository, monkeypatch, capfd):
-    host = Host(load(PROGRAM), tmp_path, repository, monkeypatch, capfd)
+def host(tool, tmp_path, repository, monkeypatch, capfd):
+    host = Host(tool, tmp_path, repository, monkeypatch, capfd)
     yield host
     host.stop()
 

@@ -6,6 +6,7 @@ import http.server
 import json
 import tarfile
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +20,16 @@ def data(host):
 
 def test_a_daily_backup_stops_nothing_and_holds_the_export_and_the_keys(installed):
     since = len(installed.calls())
+    log = (installed.root / "install.log").read_text()
+    for number in range(7):
+        (installed.tree / f"sentry_backup_log-2026-01-0{number}_00-00-00.txt").touch()
     answer = installed.done("backup", "--keep", 2)
     assert installed.called()[since:] == [
         "./scripts/backup.sh --no-report-self-hosted-issues --minimize-downtime",
     ]
+    # What the scripts write down of themselves does not grow for ever; the log of the installation stays.
+    assert len(list(installed.tree.glob("sentry_backup_log-*.txt"))) == 5
+    assert (installed.root / "install.log").read_text() == log
     folder = installed.backups / answer["backup"].rpartition("/")[2]
     assert sorted(path.name for path in folder.iterdir()) == [
         "backup.json",
@@ -66,7 +73,69 @@ def test_old_ones_go_by_kind(installed):
     assert len(names) == 5
 
 
-def test_what_is_half_installed_is_not_backed_up(host):
+def test_what_is_somebody_elses_in_the_folder_stays(installed, tmp_path):
+    mine = [tmp_path / "to" / name for name in ("a-page", "z-page", ".mine.new")]
+    for folder in mine:
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    cut = tmp_path / "to/.20260101T000000Z-26.7.0.new"
+    cut.mkdir()
+    installed.done("backup", "--to", tmp_path / "to", "--keep", 1)
+    assert all((folder / "manifest.json").exists() for folder in mine)
+    assert not cut.exists()
+
+
+def test_a_volume_whose_files_are_elsewhere_is_copied_from_there_or_refused(installed, tmp_path):
+    since = len(installed.calls())
+    elsewhere = {"sentry-kafka": {"Options": {"type": "nfs", "o": "addr=10.0.0.9", "device": ":/kafka"}}}
+    installed.flag("volumes.json", json.dumps(elsewhere))
+    found = installed.refused("backup", "--full")
+    assert "volume sentry-kafka is mounted by Docker from elsewhere" in found
+    # The engine is silent: that is not a Sentry without volumes.
+    installed.flag("volume-fails")
+    assert "docker volume ls" in installed.refused("backup", "--full")
+    installed.no_flag("volume-fails")
+    assert installed.called()[since:] == []
+    assert list(installed.backups.iterdir()) == []
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/segment").write_text("events")
+    bound = {"Options": {"type": "none", "o": "bind", "device": str(tmp_path / "data")}}
+    installed.flag("volumes.json", json.dumps({"sentry-kafka": bound}))
+    kept = Path(installed.done("backup", "--full")["backup"])
+    with tarfile.open(kept / "sentry-kafka.tar") as packed:
+        assert "./segment" in packed.getnames()
+
+
+def test_volumes_are_measured_as_they_are_on_the_disk_while_their_files_come_and_go(host):
+    volume = host.folder / "kafka"
+    volume.mkdir()
+    with (volume / "00.index").open("wb") as file:
+        file.truncate(10**12)
+    assert host.tool.used([volume]) < 10**6
+    du = host.standin / "du"
+    du.write_text('#!/bin/sh\necho "4096\t$3"\necho "du: cannot access \'x\': No such file" >&2\nexit 1\n')
+    du.chmod(0o755)
+    assert host.tool.used([volume]) == 4096
+
+
+def test_a_full_backup_that_is_stopped_lets_sentry_go_on(installed):
+    since = len(installed.calls())
+    installed.flag("stop-hangs")
+    process = installed.process("backup", "--full")
+    stopping = int(installed.wait_for("stopping"))
+    installed.no_flag("stop-hangs")
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "stopped by SIGTERM" in err
+    assert not Path(f"/proc/{stopping}").exists()
+    assert [call.split(" ")[-1] for call in installed.called()[since:]][-2:] == ["stop", "--wait"]
+    assert list(installed.backups.iterdir()) == []
+
+
+def test_what_is_half_installed_or_half_restored_is_not_backed_up(host):
+    assert "nothing to back up" in host.refused("backup")
+    half = {"version": "26.7.0", "commit": "a" * 40, "restoring": "/b/1"}
+    (host.root / "state.json").write_text(json.dumps(half))
     assert "nothing to back up" in host.refused("backup")
 
 
@@ -111,14 +180,44 @@ def test_a_restore_that_is_cut_is_finished_by_the_same_command(installed):
     assert "restoring" not in installed.state()
 
 
-def test_a_backup_that_lost_a_part_is_refused_before_anything_stops(installed):
-    installed.want("26.8.0")
-    installed.done("apply")
-    (kept,) = installed.backups.iterdir()
-    (kept / "sentry-postgres.tar").unlink()
+def test_a_restore_that_is_killed_after_its_configuration_is_still_one(installed, monkeypatch):
+    kept = Path(installed.done("backup", "--full")["backup"])
+    whole = installed.tool.run
+
+    def run(*command, **options):
+        said = whole(*command, **options)
+        if "--extract" in command and str(command[-1]).endswith("configuration.tar"):
+            raise KeyboardInterrupt
+        return said
+
+    monkeypatch.setattr(installed.tool, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        installed.tool.main(["restore", str(kept), "--yes"])
+    assert installed.state()["restoring"] == str(kept)
+
+
+def test_a_backup_that_lost_a_part_is_refused_before_anything_stops(installed, monkeypatch):
+    kept = Path(installed.done("backup", "--full")["backup"])
     since = len(installed.calls())
-    assert "has lost sentry-postgres; nothing was changed" in installed.refused("restore", kept, "--yes")
+    postgres = kept / "sentry-postgres.tar"
+    whole = postgres.read_bytes()
+    postgres.write_bytes(whole[:-1])
+    found = installed.refused("restore", kept, "--yes")
+    assert "has lost sentry-postgres.tar, or a part of it" in found and "nothing was changed" in found
+    postgres.write_bytes(whole)
+    (kept / "configuration.tar").rename(kept / "aside")
+    assert "has lost configuration.tar" in installed.refused("restore", kept, "--yes")
+    (kept / "aside").rename(kept / "configuration.tar")
+    # Nor where it would not fit, or its release cannot be had.
+    usage = installed.tool.shutil.disk_usage
+    monkeypatch.setattr(installed.tool.shutil, "disk_usage", lambda path: usage(path)._replace(free=-(10**9)))
+    assert "GB more than what is there" in installed.refused("restore", kept, "--yes")
+    monkeypatch.setattr(installed.tool.shutil, "disk_usage", usage)
+    manifest = json.loads((kept / "manifest.json").read_text())
+    (kept / "manifest.json").write_text(json.dumps({**manifest, "version": "26.7.9", "commit": "d" * 40}))
+    assert "Sentry 26.7.9 cannot be fetched" in installed.refused("restore", kept, "--yes")
     assert installed.called()[since:] == []
+    assert "restoring" not in installed.state()
     assert "is no backup" in installed.refused("restore", installed.folder, "--yes")
 
 

@@ -21,6 +21,7 @@ def facts(**changes):
         "kvm": False,
         "docker": "19.03.6",
         "has_docker": True,
+        "podman": False,
         "compose": "2.32.2",
         "bash": "4.4.0(1)-release",
         "git": "git version 2.39.5",
@@ -64,6 +65,11 @@ def test_a_host_that_is_just_enough_passes(host):
         ({"compose": "2.26.1-4"}, "errors-only", "docker compose 2.26.1-4, and Sentry needs 2.32.2"),
         ({"compose": ""}, "errors-only", "no compose plugin of docker: install"),
         ({"bash": "4.3.48(1)-release"}, "errors-only", "bash 4.3.48(1)-release, and Sentry"),
+        (
+            {"docker": "5.4.2", "compose": "", "podman": True},
+            "errors-only",
+            "docker is podman here, which this role was not made for",
+        ),
         ({"git": ""}, "errors-only", "no git, which fetches the release: apt-get install git"),
         ({"tree": True}, "errors-only", "was not made by this role: move it away"),
         ({"volumes": ["sentry-postgres"]}, "errors-only", "there is a Docker volume sentry-postgres"),
@@ -212,6 +218,10 @@ def test_preflight_looks_at_a_real_host_and_changes_nothing(host, monkeypatch):
         True,
         True,
     ]
+    host.flag("program", "podman version 5.4.2")
+    asks = host.asks("26.8.0", needs={"errors-only": {"cpus": 1, "memory_mb": 1}, "disk_gb": 0})
+    assert ["podman" in text for text in host.done("preflight", json.dumps(asks))["problems"]] == [True]
+    host.no_flag("program")
     host.flag("server", "none")
     host.flag("compose", "none")
     answer = host.done(

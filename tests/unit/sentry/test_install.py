@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -100,7 +103,7 @@ def test_a_backup_that_fails_stops_the_upgrade_and_the_old_one_runs_on(installed
     installed.flag("backup-fails")
     installed.want("26.8.0")
     assert "backup.sh" in installed.refused("apply")
-    assert installed.called()[since:] == [BACKUP, UP]
+    assert installed.called()[since:] == [BACKUP]
     assert installed.state()["version"] == "26.7.0"
     assert list(installed.backups.iterdir()) == []
     assert "stand-in:26.7.0" in (installed.tree / ".env").read_text()
@@ -112,7 +115,7 @@ def test_too_little_room_for_the_copy_is_found_before_anything_stops(installed, 
     since = len(installed.calls())
     installed.want("26.8.0")
     assert "free some, or mount a larger disk there; nothing was changed" in installed.refused("apply")
-    assert installed.called()[since:] == [UP]
+    assert installed.called()[since:] == []
 
 
 def test_an_installer_that_fails_is_told_with_its_last_lines_and_resumed_without_a_second_backup(installed):
@@ -154,6 +157,45 @@ def test_a_cut_first_installation_is_taken_up_again(host):
     assert (host.root / "secret_key").read_text() == key
 
 
+def test_a_wrong_version_at_first_can_be_put_right(host):
+    host.want("26.7.1")
+    assert "Sentry 26.7.1 cannot be fetched" in host.refused("plan")
+    host.want("26.7.0")
+    facts = host.tool.host_facts(host.asks("26.7.0"))
+    assert host.tool.state_problems(facts, host.asks("26.7.0")) == []
+    assert host.done("plan")["steps"] == ["files", "install", "up"]
+
+
+def test_what_a_kill_left_half_done_is_not_taken_for_a_hands_work(host):
+    host.flag("install-fails")
+    host.refused("apply")
+    host.no_flag("install-fails")
+    # The installer had changed the file; git had not come to its end, and left its lock.
+    conf = host.tree / "sentry/sentry.conf.py"
+    conf.write_text(conf.read_text().replace('"postgres"', '"pgbouncer"'))
+    subprocess.run(["git", "symbolic-ref", "HEAD", "refs/heads/none"], cwd=host.tree, check=True)
+    for name in ("index.lock", "shallow.lock", "refs/tags/26.7.0.lock"):
+        (host.tree / ".git" / name).touch()
+    assert host.done("apply")["did"] == "installed"
+    assert "pgbouncer" not in conf.read_text()
+    assert "pgbouncer" in (host.root / "sentry.conf.py.before").read_text()
+    assert host.done("apply")["changed"] is False
+
+
+def test_an_installer_that_outlives_a_killed_run_is_not_joined_by_a_second_one(host):
+    host.flag("install-hangs")
+    process = host.process("apply")
+    installer = int(host.wait_for("hanging"))
+    process.kill()
+    process.communicate()
+    assert not host.tool.is_free()
+    os.killpg(installer, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while not host.tool.is_free():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_the_time_limit_ends_the_installer_and_all_that_it_started(host):
     host.flag("install-hangs")
     host.want("26.7.0", install_seconds=1)
@@ -193,6 +235,14 @@ def test_what_the_installer_does_to_sentry_conf_is_right_and_what_a_hand_does_is
     assert "sentry_self_hosted_conf" in found
     (found,) = host.tool.edits()
     assert "first in line 2" in found
+
+
+def test_ends_of_lines_that_bash_would_take_for_values_are_put_right(installed):
+    path = installed.tree / ".env.custom"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert installed.done("plan")["files"] == [".env.custom"]
+    (installed.root / "secret_key").unlink()
+    assert installed.done("plan")["files"] == [".env.custom"]
 
 
 def test_a_line_after_the_block_is_found_too_and_the_block_itself_is_ours(installed):
@@ -267,6 +317,12 @@ def test_a_key_of_the_inventorys_is_used_and_one_that_bash_would_read_otherwise_
     (host.root / "secret_key").write_text("k" * 50 + "\n")
     host.done("apply")
     assert "SENTRY_SYSTEM_SECRET_KEY=" + "k" * 50 in (host.tree / ".env.custom").read_text()
+    # Another one takes its place, and the one before is not lost.
+    (host.root / "secret_key").write_text("n" * 50 + "\n")
+    host.done("apply")
+    assert "SENTRY_SYSTEM_SECRET_KEY=" + "n" * 50 in (host.tree / ".env.custom").read_text()
+    assert (host.root / "secret_key.before").read_text() == "k" * 50 + "\n"
+    assert (host.root / "secret_key.before").stat().st_mode & 0o777 == 0o600
     (host.root / "secret_key").write_text("$(reboot)" + "k" * 50)
     assert "sentry_secret_key has to be 32 or more letters" in host.refused("plan")
 
@@ -304,6 +360,20 @@ def test_progress_shows_the_stages_and_the_result(host):
     assert "did not finish" in answer["result"]["failed"]
 
 
+def test_a_log_that_ends_amid_a_character_is_read(host):
+    (host.root / "install.log").write_bytes("▶ Fetching images ...\n▶".encode()[:-1])
+    assert host.done("progress", "one", "--seconds", "0")["phase"] == "Fetching images"
+
+
+def test_a_disk_that_is_full_is_told_to_who_waits(host, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(host.tool, "apply", full)
+    assert "No space left" in host.refused("apply", "--job", "one")
+    assert "No space left" in host.done("progress", "one")["result"]["failed"]
+
+
 def test_a_job_that_was_killed_is_told(host, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     answer = host.done("progress", "never")
@@ -319,6 +389,14 @@ def test_secrets_are_in_no_argument_and_in_no_word(installed):
         for secret in (key, token, password, "mail-s3cret"):
             assert not any(secret in part for part in call["call"])
     assert installed.tool.hidden(f"x {key} {token} {password} mail-s3cret y") == "x *** *** *** *** y"
+    # As a script and its complaints would show it, too.
+    for shown in (repr(password), json.dumps(password), json.dumps(json.dumps(password))):
+        assert "p4ssw0rd" not in installed.tool.hidden(shown)
+
+
+def test_a_broken_file_of_the_administrators_is_one_line(host):
+    (host.root / "admin.json").write_text("{")
+    assert "admin.json is no JSON" in host.refused("project")
 
 
 def test_the_program_says_how_it_is_used():
