@@ -39,6 +39,9 @@ registry = Registry()
 
 @registry.job("Fail")
 def fail(data, context):
+    if data["name"] == "large":
+        for number in range(100):
+            context.log.info("step", **{f"field{field}": "\\0" * 1000 for field in range(20)})
     raise ValueError(f"broken {data['name']}")
 """
 PHP = """<?php
@@ -46,6 +49,10 @@ PHP = """<?php
 use KestrelStack\\Consumer\\{Context, Registry};
 
 return (new Registry())->job('Fail', function (array $data, Context $context): void {
+    for ($number = 0; $data['name'] === 'large' && $number < 100; $number++) {
+        $fields = array_map(static fn (int $field): string => "field$field", range(0, 19));
+        $context->log->info('step', array_fill_keys($fields, str_repeat("\\0", 1000)));
+    }
     throw new RuntimeException("broken {$data['name']}");
 });
 """
@@ -308,6 +315,20 @@ def test_of_one_error_again_and_again_the_first_are_sent_and_other_errors_still_
     # Each record has an event to look at: its own, or the last one that says the same.
     assert [record.sentry_event for record in records[: sentry.BURST]] == sent[: sentry.BURST]
     assert {record.sentry_event for record in records} == set(sent)
+
+
+def test_an_event_that_would_be_too_large_is_sent_smaller_and_its_job_is_parked_as_any_other(
+    start, broker, server
+):
+    enqueue(broker, ["large"])
+    with start(server.dsn, "--max-jobs", "1") as worker:
+        assert worker.end() == 0
+    (record,) = parked(broker, 1)
+    assert record.error["message"] == "broken large"
+    (event,) = server.events
+    assert event["event_id"] == record.sentry_event
+    assert len(json.dumps(event)) <= sentry.MAX_EVENT
+    assert len(event["breadcrumbs"]["values"]) >= 10
 
 
 def test_the_memory_of_a_worker_is_bounded_while_sentry_is_away(start, broker, language):
