@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 # Those that run on a host of ours, each with the variable of its port.
 PORTS = {"bugsink": "sentry_bugsink_port", "self_hosted": "sentry_self_hosted_port"}
+NAMES = {"bugsink": "Bugsink", "self_hosted": "Sentry"}
+PAGES = {"bugsink": "docs/sentry.md", "self_hosted": "docs/sentry-self-hosted.md"}
 PASSWORD_LENGTH, SECRET_LENGTH = 10, 50
 MAIL_TLS = ("starttls", "tls", "none")
 
@@ -81,12 +83,53 @@ def reach_problems(says: Mapping[str, Any], host: str, others: Iterable[str]) ->
             )
         if not says["server_name"]:
             problems.append("sentry_server_name is empty: give the name that the certificate is for")
+        if str(says["url"]).startswith("http:"):
+            problems.append(
+                f"sentry_url {says['url']} is HTTP, and sentry_nginx speaks HTTPS alone: write it with https://"
+            )
     elif there and _is_loopback(listen) and (not says["url"] or _is_loopback(urlsplit(says["url"]).hostname)):
         problems.append(
             f"sentry_listen_address of {host} is {listen}, which {_shown(there)} cannot reach: set it to"
             " the host's kestrel_stack_address, or set sentry_nginx: true with a certificate"
         )
     return problems + _login_problems(says)
+
+
+def shared_problems(own: Sequence[Any], other: Sequence[Any]) -> list[str]:
+    """Say why the two nginx of one host, each [address, port], could not both listen; without one: empty."""
+    if not own or not other or int(own[1]) != int(other[1]):
+        return []
+    addresses = {str(own[0]), str(other[0])}
+    if len(addresses) > 1 and not any(map(_is_unspecified, addresses)):
+        return []
+    return [
+        f"sentry_nginx_port {own[1]} is kestrel_web_nginx_port as well, on the same address: set one of"
+        " them to another port"
+    ]
+
+
+def app_problems(app: Any, apps: Mapping[str, Any], host: str) -> list[str]:
+    """Say which hosts run another application than the one that a project is made for; `apps` is by host."""
+    return [
+        f"kestrel_stack_app of {name} is {other!s}, and {host} of group sentry has a project for {app!s}"
+        " alone: an inventory for each application, or sentry_backend: external"
+        for name, other in apps.items()
+        if other != app
+    ]
+
+
+def left(enabled: Iterable[str], backend: Any, hosts: Sequence[str], host: str) -> list[str]:
+    """Say what collects errors on `host` though nothing reports there; `enabled` are those there."""
+    if backend in PORTS and host not in hosts:
+        instead = f"errors go to {', '.join(hosts)}"
+    else:
+        instead = f"sentry_backend is {backend!s}"
+    return [
+        f"{host} still runs {NAMES[name]}, and {instead}: nothing reports there any more; {PAGES[name]} says"
+        " how to remove it"
+        for name in enabled
+        if name != backend or host not in hosts
+    ]
 
 
 def _login_problems(says: Mapping[str, Any]) -> list[str]:
@@ -312,5 +355,8 @@ class FilterModule:
             "kestrel_stack_sentry_postgresql_problems": postgresql_problems,
             "kestrel_stack_event_url_problems": event_url_problems,
             "kestrel_stack_sentry_warnings": warnings,
+            "kestrel_stack_sentry_shared_problems": shared_problems,
+            "kestrel_stack_sentry_app_problems": app_problems,
+            "kestrel_stack_sentry_left": left,
             "kestrel_stack_sentry_summary": summary,
         }
