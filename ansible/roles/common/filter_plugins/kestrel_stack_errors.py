@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 # Those that run on a host of ours, each with the variable of its port.
 PORTS = {"bugsink": "sentry_bugsink_port", "self_hosted": "sentry_self_hosted_port"}
 NAMES = {"bugsink": "Bugsink", "self_hosted": "Sentry"}
-PAGES = {"bugsink": "docs/sentry.md", "self_hosted": "docs/sentry-self-hosted.md"}
 PASSWORD_LENGTH, SECRET_LENGTH = 10, 50
 MAIL_TLS = ("starttls", "tls", "none")
 
@@ -125,7 +124,7 @@ def left(enabled: Iterable[str], backend: Any, hosts: Sequence[str], host: str) 
     else:
         instead = f"sentry_backend is {backend!s}"
     return [
-        f"{host} still runs {NAMES[name]}, and {instead}: nothing reports there any more; {PAGES[name]} says"
+        f"{host} still runs {NAMES[name]}, and {instead}: nothing reports there any more; docs/sentry.md says"
         " how to remove it"
         for name in enabled
         if name != backend or host not in hosts
