@@ -276,6 +276,22 @@ def test_too_little_disk_is_told_once_and_so_is_its_end(host, webhook, monkeypat
     assert "again" in got[1]["text"]
 
 
+def test_images_may_be_on_another_disk_than_dockers_root(host, monkeypatch):
+    folder = host.folder / "containerd"
+    folder.mkdir()
+    monkeypatch.setattr(host.tool, "CONTAINERD", str(folder))
+    usage = host.tool.shutil.disk_usage
+    free = {str(folder): 3e9}
+    monkeypatch.setattr(
+        host.tool.shutil, "disk_usage", lambda path: usage(path)._replace(free=free.get(str(path), 90e9))
+    )
+    assert host.done("disk")["free_gb"] == 90.0
+    host.flag("driver", "[[driver-type io.containerd.snapshotter.v1]]")
+    assert host.done("disk")["free_gb"] == 3.0
+    facts = host.tool.host_facts(host.asks("26.8.0"))
+    assert (facts["disk"], facts["disk_gb"]) == (str(folder), 3.0)
+
+
 def test_a_webhook_that_is_down_is_told_without_its_address(host, monkeypatch):
     usage = host.tool.shutil.disk_usage
     monkeypatch.setattr(host.tool.shutil, "disk_usage", lambda path: usage(path)._replace(free=0))

@@ -86,6 +86,7 @@ def bare(tmp_path_factory):
         "sentry_self_hosted_conf": "",
         "sentry_listen_address": "::1",
     }
+    changes["sentry_self_hosted_kafka_retention_megabytes"] = 20000
     return render(tmp_path_factory.mktemp("bare"), **changes, sentry_self_hosted_override={})
 
 
@@ -135,7 +136,7 @@ def test_the_options_are_yaml_whatever_is_in_them(rendered, bare):
     assert yaml.safe_load(bare["config.yml"])["mail.backend"] == "dummy"
 
 
-def test_the_override_has_ours_and_the_inventorys(rendered):
+def test_the_override_has_ours_and_the_inventorys(rendered, bare):
     services = yaml.safe_load(rendered["docker-compose.override.yml"])["services"]
     assert services["kafka"]["environment"] == {
         "KAFKA_LOG_RETENTION_HOURS": "2",
@@ -143,6 +144,10 @@ def test_the_override_has_ours_and_the_inventorys(rendered):
         "KAFKA_LOG_SEGMENT_BYTES": str(128 << 20),
     }
     assert services["web"] == {"labels": {"mine": "yes"}}
+    # Kafka does not start with a number of more than 31 bits here.
+    kafka = yaml.safe_load(bare["docker-compose.override.yml"])["services"]["kafka"]["environment"]
+    assert kafka["KAFKA_LOG_RETENTION_BYTES"] == str(20000 << 20)
+    assert kafka["KAFKA_LOG_SEGMENT_BYTES"] == str(1 << 30)
 
 
 @pytest.fixture
