@@ -143,7 +143,11 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 def venv(lock: str = LOCK) -> Path:
     """Return a virtual environment of a lock, made by the wheelhouse at its first use and kept."""
-    made = build(this_machine(), lock, with_stack=False)
+    # Who comes while another fetches the wheels waits, and finds them.
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        made = build(this_machine(), lock, with_stack=False)
     folder = CACHE / made["key"]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as held:

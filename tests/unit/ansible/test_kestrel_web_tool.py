@@ -239,3 +239,21 @@ def test_what_arrived_damaged_or_does_not_build_leaves_no_half_a_release(host, t
     with pytest.raises(host.tool.Failed, match="pip failed"):
         install(host, path)
     assert not (host.root / "releases" / NEW).exists()
+
+
+def test_a_link_that_the_service_laid_where_its_database_is_put_aside_leads_nowhere(
+    host, tmp_path, monkeypatch
+):
+    host.apply(OLD)
+    host.release(NEW)
+    theirs, run = tmp_path / "of somebody else", host.run
+    theirs.write_text("as it was")
+
+    def stopped(*command, **options):
+        if command[1] == "stop":
+            host.tool.ASIDE.symlink_to(theirs)
+        return run(*command, **options)
+
+    monkeypatch.setattr(host.tool, "run", stopped)
+    assert host.apply(NEW)["did"] == "restarted"
+    assert theirs.read_text() == "as it was"
