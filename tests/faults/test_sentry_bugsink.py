@@ -165,22 +165,27 @@ def test_ten_thousand_failures_of_one_error_are_one_issue_and_leave_room_for_oth
         told = [counts(worker) for worker in running]
         totals = {key: sum(one[key] for one in told) for key in told[0]}
         assert sum(totals.values()) == jobs + 1
-        assert totals["not_reported"] == 0
+        # On a busy machine even Bugsink may answer too late, and then has the event or has not.
+        away = [line["error"] for worker in running for line in worker.events("sentry is away")]
+        assert all("gave no answer in" in error for error in away)
+        late = totals["not_reported"]
+        assert bool(late) == bool(away) and late <= 2 * workers
         issues = bugsink.wait_for_events(totals["reported"])
-        assert bugsink.count() == totals["reported"]
+        count = bugsink.count()
+        assert totals["reported"] <= count <= totals["reported"] + late
         found = {
             value(bugsink.events(issue["id"])[-1]).split()[1]: issue["digested_event_count"]
             for issue in issues
         }
         # The same error, whatever its order; and the other one beside it.
-        assert found == {"order": totals["reported"] - 1, "otherwise": 1}
+        assert found == {"order": count - 1, "otherwise": 1}
         assert totals["reported"] <= workers * (sentry.BURST + 20) + 1
         sent = {
             event["event_id"].replace("-", "") for issue in issues for event in bugsink.events(issue["id"])
         }
         records = [ParkedRecord.decode(item) for item in broker.drain(ERRORS)]
         # Each parked job leads to an event that is there.
-        assert {record.sentry_event for record in records} <= sent
+        assert len({record.sentry_event for record in records} - sent) <= late
 
 
 @pytest.mark.long
