@@ -197,10 +197,11 @@ def kept(tmp_path_factory):
 
 
 @pytest.fixture
-def installed(host, kept):
-    """A host on which Sentry 26.7.0 runs."""
+def resting(host, kept):
+    """A host on which Sentry 26.7.0 is installed and, for once, does not run."""
     if kept["port"] is None:
         host.done("apply")
+        host.stop()
         shutil.copytree(host.folder, kept["folder"], symlinks=True)
         kept["port"] = host.port
         return host
@@ -208,6 +209,11 @@ def installed(host, kept):
     for path in host.folder.iterdir():
         shutil.rmtree(path)
     shutil.copytree(kept["folder"], host.folder, symlinks=True, dirs_exist_ok=True)
-    (host.state_folder / "proxy.pid").unlink()
-    host.tool.up(host.tool.settings())
     return host
+
+
+@pytest.fixture
+def installed(resting):
+    """A host on which Sentry 26.7.0 runs."""
+    resting.tool.up(resting.tool.settings())
+    return resting

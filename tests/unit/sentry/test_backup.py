@@ -18,19 +18,19 @@ def data(host):
     return (host.state_folder / "volumes/sentry-postgres/version").read_text()
 
 
-def test_a_daily_backup_stops_nothing_and_holds_the_export_and_the_keys(installed):
-    since = len(installed.calls())
-    log = (installed.root / "install.log").read_text()
+def test_a_daily_backup_stops_nothing_and_holds_the_export_and_the_keys(resting):
+    since = len(resting.calls())
+    log = (resting.root / "install.log").read_text()
     for number in range(7):
-        (installed.tree / f"sentry_backup_log-2026-01-0{number}_00-00-00.txt").touch()
-    answer = installed.done("backup", "--keep", 2)
-    assert installed.called()[since:] == [
+        (resting.tree / f"sentry_backup_log-2026-01-0{number}_00-00-00.txt").touch()
+    answer = resting.done("backup", "--keep", 2)
+    assert resting.called()[since:] == [
         "./scripts/backup.sh --no-report-self-hosted-issues --minimize-downtime",
     ]
     # What the scripts write down of themselves does not grow for ever; the log of the installation stays.
-    assert len(list(installed.tree.glob("sentry_backup_log-*.txt"))) == 5
-    assert (installed.root / "install.log").read_text() == log
-    folder = installed.backups / answer["backup"].rpartition("/")[2]
+    assert len(list(resting.tree.glob("sentry_backup_log-*.txt"))) == 5
+    assert (resting.root / "install.log").read_text() == log
+    folder = resting.backups / answer["backup"].rpartition("/")[2]
     assert sorted(path.name for path in folder.iterdir()) == [
         "backup.json",
         "configuration.tar",
@@ -58,14 +58,14 @@ def test_a_full_backup_by_hand_starts_sentry_again(installed):
     assert installed.done("apply")["changed"] is False
 
 
-def test_old_ones_go_by_kind(installed):
+def test_old_ones_go_by_kind(resting):
     for number in range(1, 6):
         for end in ("", "-full"):
-            folder = installed.backups / f"2026010{number}T000000Z-26.7.0{end}"
+            folder = resting.backups / f"2026010{number}T000000Z-26.7.0{end}"
             folder.mkdir(parents=True)
             (folder / "manifest.json").write_text("{}")
-    installed.done("backup", "--keep", 3)
-    names = sorted(path.name for path in installed.backups.iterdir())
+    resting.done("backup", "--keep", 3)
+    names = sorted(path.name for path in resting.backups.iterdir())
     assert names[:4] == [
         *("20260104T000000Z-26.7.0", "20260104T000000Z-26.7.0-full"),
         *("20260105T000000Z-26.7.0", "20260105T000000Z-26.7.0-full"),
@@ -73,14 +73,14 @@ def test_old_ones_go_by_kind(installed):
     assert len(names) == 5
 
 
-def test_what_is_somebody_elses_in_the_folder_stays(installed, tmp_path):
+def test_what_is_somebody_elses_in_the_folder_stays(resting, tmp_path):
     mine = [tmp_path / "to" / name for name in ("a-page", "z-page", ".mine.new")]
     for folder in mine:
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
     cut = tmp_path / "to/.20260101T000000Z-26.7.0.new"
     cut.mkdir()
-    installed.done("backup", "--to", tmp_path / "to", "--keep", 1)
+    resting.done("backup", "--to", tmp_path / "to", "--keep", 1)
     assert all((folder / "manifest.json").exists() for folder in mine)
     assert not cut.exists()
 

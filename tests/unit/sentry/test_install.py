@@ -38,21 +38,21 @@ def test_the_first_run_installs_and_the_second_changes_nothing(host):
     assert host.called()[since:] == []
 
 
-def test_the_installer_finds_every_file_as_it_has_to_be(installed):
-    seen = installed.state_folder / "install-0"
-    key = (installed.root / "secret_key").read_text().strip()
+def test_the_installer_finds_every_file_as_it_has_to_be(resting):
+    seen = resting.state_folder / "install-0"
+    key = (resting.root / "secret_key").read_text().strip()
     assert (seen / ".env.custom").read_text().splitlines() == [
         "COMPOSE_PROFILES=errors-only",
-        f"SENTRY_BIND=127.0.0.1:{installed.port}",
+        f"SENTRY_BIND=127.0.0.1:{resting.port}",
         f"SENTRY_SYSTEM_SECRET_KEY={key}",
-        f"LAUNCHPAD_RPC_SHARED_SECRET={installed.tool.launchpad(key)}",
+        f"LAUNCHPAD_RPC_SHARED_SECRET={resting.tool.launchpad(key)}",
     ]
-    example = (installed.tree / "sentry/sentry.conf.example.py").read_text()
+    example = (resting.tree / "sentry/sentry.conf.example.py").read_text()
     conf = (seen / "sentry.conf.py").read_text()
     assert conf == example + "\n# BEGIN KESTREL STACK\nSENTRY_BEACON = False\n# END KESTREL STACK\n"
     assert "system.secret-key" not in (seen / "config.yml").read_text()
     modes = {
-        name: (installed.tree / name).stat().st_mode & 0o777
+        name: (resting.tree / name).stat().st_mode & 0o777
         for name in (
             ".env.custom",
             "docker-compose.override.yml",
@@ -63,7 +63,7 @@ def test_the_installer_finds_every_file_as_it_has_to_be(installed):
     assert set(modes.values()) == {0o600, 0o644}
     assert modes[".env.custom"] == modes["docker-compose.override.yml"] == 0o600
     for name in ("secret_key", "state.json", "install.log"):
-        assert (installed.root / name).stat().st_mode & 0o777 == 0o600
+        assert (resting.root / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_changed_configuration_runs_the_installer_once_and_no_backup(installed):
@@ -98,24 +98,24 @@ def test_another_tag_is_backed_up_then_installed(installed):
     assert installed.done("apply")["changed"] is False
 
 
-def test_a_backup_that_fails_stops_the_upgrade_and_the_old_one_runs_on(installed):
-    since = len(installed.calls())
-    installed.flag("backup-fails")
-    installed.want("26.8.0")
-    assert "backup.sh" in installed.refused("apply")
-    assert installed.called()[since:] == [BACKUP]
-    assert installed.state()["version"] == "26.7.0"
-    assert list(installed.backups.iterdir()) == []
-    assert "stand-in:26.7.0" in (installed.tree / ".env").read_text()
+def test_a_backup_that_fails_stops_the_upgrade_and_the_old_one_runs_on(resting):
+    since = len(resting.calls())
+    resting.flag("backup-fails")
+    resting.want("26.8.0")
+    assert "backup.sh" in resting.refused("apply")
+    assert resting.called()[since:] == [BACKUP]
+    assert resting.state()["version"] == "26.7.0"
+    assert list(resting.backups.iterdir()) == []
+    assert "stand-in:26.7.0" in (resting.tree / ".env").read_text()
 
 
-def test_too_little_room_for_the_copy_is_found_before_anything_stops(installed, monkeypatch):
-    usage = installed.tool.shutil.disk_usage
-    monkeypatch.setattr(installed.tool.shutil, "disk_usage", lambda path: usage(path)._replace(free=10))
-    since = len(installed.calls())
-    installed.want("26.8.0")
-    assert "free some, or mount a larger disk there; nothing was changed" in installed.refused("apply")
-    assert installed.called()[since:] == []
+def test_too_little_room_for_the_copy_is_found_before_anything_stops(resting, monkeypatch):
+    usage = resting.tool.shutil.disk_usage
+    monkeypatch.setattr(resting.tool.shutil, "disk_usage", lambda path: usage(path)._replace(free=10))
+    since = len(resting.calls())
+    resting.want("26.8.0")
+    assert "free some, or mount a larger disk there; nothing was changed" in resting.refused("apply")
+    assert resting.called()[since:] == []
 
 
 def test_an_installer_that_fails_is_told_with_its_last_lines_and_resumed_without_a_second_backup(installed):
@@ -237,12 +237,12 @@ def test_what_the_installer_does_to_sentry_conf_is_right_and_what_a_hand_does_is
     assert "first in line 2" in found
 
 
-def test_ends_of_lines_that_bash_would_take_for_values_are_put_right(installed):
-    path = installed.tree / ".env.custom"
+def test_ends_of_lines_that_bash_would_take_for_values_are_put_right(resting):
+    path = resting.tree / ".env.custom"
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    assert installed.done("plan")["files"] == [".env.custom"]
-    (installed.root / "secret_key").unlink()
-    assert installed.done("plan")["files"] == [".env.custom"]
+    assert resting.done("plan")["files"] == [".env.custom"]
+    (resting.root / "secret_key").unlink()
+    assert resting.done("plan")["files"] == [".env.custom"]
 
 
 def test_a_line_after_the_block_is_found_too_and_the_block_itself_is_ours(installed):
@@ -268,9 +268,9 @@ def test_old_events_are_not_lost_sight_of(host):
     assert host.done("plan")["steps"] == ["backup", "files", "install", "up"]
 
 
-def test_the_releases_own_files_changed_by_hand_are_refused(installed):
-    (installed.tree / "docker-compose.yml").write_text("services: {mine: {}}\n")
-    found = installed.refused("plan")
+def test_the_releases_own_files_changed_by_hand_are_refused(resting):
+    (resting.tree / "docker-compose.yml").write_text("services: {mine: {}}\n")
+    found = resting.refused("plan")
     assert "(docker-compose.yml)" in found and "sentry_self_hosted_override" in found
 
 
