@@ -48,46 +48,57 @@ needs_release = pytest.mark.skipif(
 )
 
 
-def render(folder, **changes):
-    """Render the role's templates as the role does."""
-    tasks = [
-        {
+# As it comes: no mail, no TLS, an address of IPv6; and more for Kafka than one of its segments may have.
+BARE = {
+    "sentry_url": "",
+    "sentry_mail": {},
+    "sentry_self_hosted_conf": "",
+    "sentry_listen_address": "::1",
+    "sentry_self_hosted_override": {},
+    "sentry_self_hosted_kafka_retention_megabytes": 20000,
+}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Render the templates as the role does, with much set and with little: one run of Ansible for both."""
+    folder = tmp_path_factory.mktemp("rendered")
+    plays = []
+    for kind, said in {"rendered": SAID, "bare": {**SAID, **BARE}}.items():
+        (folder / kind).mkdir()
+        task = {
             "ansible.builtin.template": {
-                "src": f"{CHECKOUT}/templates/opt/sentry/wanted/{name}.j2",
-                "dest": f"{folder}/{name}",
+                "src": f"{CHECKOUT}/templates/opt/sentry/wanted/{{{{ item }}}}.j2",
+                "dest": f"{folder}/{kind}/{{{{ item }}}}",
                 "mode": "0600",
-            }
+            },
+            "loop": list(NAMES),
+            "vars": said,
         }
-        for name in NAMES
-    ]
-    files = [str(ROLE / name) for name in ("defaults/main.yml", "vars/main.yml", "vars/self_hosted.yml")]
-    play = {
-        "hosts": "localhost",
-        "connection": "local",
-        "gather_facts": False,
-        "vars_files": files,
-        "tasks": tasks,
+        files = [str(ROLE / name) for name in ("defaults/main.yml", "vars/main.yml", "vars/self_hosted.yml")]
+        plays.append(
+            {
+                "hosts": "localhost",
+                "connection": "local",
+                "gather_facts": False,
+                "vars_files": files,
+                "tasks": [task],
+            }
+        )
+    role_parts.run(folder, plays, "localhost,", {})
+    return {
+        kind: {name: (folder / kind / name).read_text() for name in NAMES} for kind in ("rendered", "bare")
     }
-    role_parts.run(folder, [play], "localhost,", {**SAID, **changes})
-    return {name: (folder / name).read_text() for name in NAMES}
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    return render(tmp_path_factory.mktemp("mail"))
+def rendered(both):
+    return both["rendered"]
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory):
-    """As it comes: no mail, no TLS, on every address of IPv6."""
-    changes = {
-        "sentry_url": "",
-        "sentry_mail": {},
-        "sentry_self_hosted_conf": "",
-        "sentry_listen_address": "::1",
-    }
-    changes["sentry_self_hosted_kafka_retention_megabytes"] = 20000
-    return render(tmp_path_factory.mktemp("bare"), **changes, sentry_self_hosted_override={})
+def bare(both):
+    return both["bare"]
 
 
 def run_block(text):
