@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kestrel_stack.deploy.build.cache import write_whole
@@ -28,6 +29,7 @@ from kestrel_stack.deploy.hoststate import Target
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".build" / "bugsink"
 LOCK = "requirements/bugsink.txt"
+GUNICORNS = 2
 EMAIL, PASSWORD = "admin@example.com", "only for tests, kestrel"
 
 CONF = """
@@ -231,7 +233,7 @@ class Bugsink:
                     "--bind",
                     f"127.0.0.1:{self.port}",
                     "--workers",
-                    "2",
+                    str(GUNICORNS),
                     "--no-control-socket",
                     "bugsink.wsgi",
                 ],
@@ -248,6 +250,10 @@ class Bugsink:
                     )
                 )
         self._await(self._is_ready, "to answer", seconds)
+        # Each of gunicorn's processes loads the most with its first request. On a busy machine that takes
+        # longer than a worker waits for the answer to an event: it is done for all before there is one.
+        with ThreadPoolExecutor(4 * GUNICORNS) as pool:
+            assert all(pool.map(lambda _: self._is_ready(30), range(4 * GUNICORNS)))
         return self
 
     def stop(self) -> None:
@@ -364,11 +370,11 @@ class Bugsink:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
 
-    def _is_ready(self) -> bool:
+    def _is_ready(self, seconds: float = 5) -> bool:
         for process in self._processes:
             assert process.poll() is None, f"a process of Bugsink ended: {self.log[-2000:]}"
         try:
-            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5) as answer:
+            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=seconds) as answer:
                 return answer.status == 200
         except (urllib.error.URLError, OSError):
             return False
