@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import getpass
 import json
 import os
 import pwd
@@ -135,3 +137,142 @@ def test_who_removes_old_events_has_no_database_open_that_is_exchanged(tool, mon
     monkeypatch.setattr(tool, "run", lambda *command, **_: stopped.append(command[-1]))
     tool.stop()
     assert stopped == ["bugsink-vacuum.service", *tool.UNITS]
+
+
+@pytest.fixture
+def small(tool, tmp_path, monkeypatch):
+    """Folders of a host, and a Bugsink that does nothing."""
+    for name in ("state", "opt"):
+        (tmp_path / name).mkdir()
+    for constant, value in {
+        "USER": getpass.getuser(),
+        "STATE": tmp_path / "state",
+        "ROOT": tmp_path / "opt",
+        "is_postgresql": lambda: False,
+        "ask": lambda *_, **__: {"events": 1},
+        "migrate": lambda _: None,
+        "stop": lambda: None,
+        "start": lambda _: None,
+    }.items():
+        monkeypatch.setattr(tool, constant, value)
+    return tmp_path
+
+
+def fill(folder, text, names):
+    for name in names:
+        path = folder / name / "event.json" if name == "ingestion" else folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+BEFORE = ("db.sqlite3", "db.sqlite3-wal", "snappea.sqlite3", "ingestion")
+AFTER = ("db.sqlite3", "snappea.sqlite3", "ingestion")
+
+
+class Cut(BaseException):
+    """The power went."""
+
+
+@pytest.mark.parametrize("number", range(1, len(BEFORE) + len(AFTER) + 1))
+def test_a_restore_that_is_cut_short_at_any_file_is_taken_back(tool, small, monkeypatch, number):
+    state, work = small / "state", small / "state/.restore"
+    fill(state, "before", BEFORE)
+    was = contents(state)
+    fill(work, "in the backup", AFTER)
+    real, calls = Path.rename, []
+
+    def dying(path, target):
+        calls.append(path)
+        if len(calls) == number:
+            raise Cut
+        return real(path, target)
+
+    about = {"events": 1, "waiting": 0, "made": "today"}
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(Path, "rename", dying)
+        tool.exchange("py311", work, about, 1)
+    # As the next run begins.
+    assert tool.undo_cut_restore() is True
+    tool.clear()
+    assert {name: text for name, text in contents(state).items() if "cut-restore" not in name} == was
+    assert tool.undo_cut_restore() is False
+
+
+def test_a_restore_keeps_aside_all_that_was_there(tool, small):
+    state, work = small / "state", small / "state/.restore"
+    fill(state, "before", BEFORE)
+    was = contents(state)
+    fill(work, "in the backup", AFTER)
+    about = {"events": 1, "waiting": 0, "made": "today"}
+    done = tool.exchange("py311", work, about, 1)
+    assert contents(Path(done["before"])) == was
+    assert not (state / "db.sqlite3-wal").exists()
+    assert (state / "db.sqlite3").read_text() == "in the backup"
+
+
+def test_what_is_no_whole_backup_is_refused(tool, small):
+    work, good = small / "state/.backup", small / "good.tar.gz"
+    fill(work, os.urandom(3000).hex(), AFTER)
+    tool.pack(work, {"v": 1}, good)
+    data, middle = good.read_bytes(), good.stat().st_size // 2
+
+    def tar(name, *members):
+        with tarfile.open(small / name, "w:gz") as packed:
+            for path, arcname in members:
+                packed.add(path, arcname)
+        return small / name
+
+    with tarfile.open(good) as packed:
+        packed.extractall(small / "unpacked")
+    about, database = small / "unpacked/about.json", small / "unpacked/db.sqlite3"
+    (small / "short").write_bytes(data[:middle])
+    (small / "bent").write_bytes(data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :])
+    (small / "link").symlink_to("/etc/passwd")
+    (small / "other").write_text("another one")
+    for path, said in (
+        (small / "short", "is damaged"),
+        (small / "bent", "is damaged"),
+        (tar("changed", (about, "about.json"), (small / "other", "db.sqlite3")), "is damaged"),
+        (tar("missing", (about, "about.json")), "is damaged"),
+        (tar("first", (database, "db.sqlite3")), "is no backup"),
+        (
+            tar("outside", (about, "about.json"), (database, "ingestion/../../db.sqlite3")),
+            "no part of a backup",
+        ),
+        (tar("linked", (about, "about.json"), (small / "link", "db.sqlite3")), "no part of a backup"),
+        (small / "none", "is missing"),
+    ):
+        tool.clear()
+        work = small / "state/.restore"
+        tool.mine(work)
+        with pytest.raises(tool.Failed, match=said):
+            tool.unpack(path, work)
+    tool.clear()
+    tool.mine(small / "state/.restore")
+    assert set(tool.unpack(good, small / "state/.restore")["files"]) == {
+        "db.sqlite3", "snappea.sqlite3", "ingestion/event.json",
+    }  # fmt: skip
+
+
+def test_a_restore_says_what_it_would_replace_and_does_nothing_without_a_word(tool, small, monkeypatch):
+    about = {"v": 1, "events": 3, "made": "20260101T000000Z"}
+    for name, value in {
+        "running_release": lambda: "py311",
+        "ask": lambda *_, **__: {"events": 7},
+        "unpack": lambda *_: about,
+        "refuse_other": lambda *_: None,
+    }.items():
+        monkeypatch.setattr(tool, name, value)
+    fill(small / "state", "before", BEFORE)
+    was = contents(small / "state")
+    options = argparse.Namespace(file="bugsink.tar.gz", yes=False, start_seconds=1)
+    with pytest.raises(tool.Failed) as failed:
+        tool.do_restore(options)
+    assert str(failed.value) == (
+        "this lets 3 events of 20260101T000000Z take the place of the 7 that are there: say --yes"
+    )
+    assert contents(small / "state") == was
