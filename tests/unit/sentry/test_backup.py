@@ -46,6 +46,7 @@ def test_a_daily_backup_stops_nothing_and_holds_the_export_and_the_keys(resting)
     } <= set(names)
 
 
+@pytest.mark.long
 def test_a_full_backup_by_hand_starts_sentry_again(installed):
     since = len(installed.calls())
     folder = installed.done("backup", "--full")["backup"]
@@ -180,6 +181,7 @@ def test_a_restore_that_is_cut_is_finished_by_the_same_command(installed):
     assert "restoring" not in installed.state()
 
 
+@pytest.mark.long
 def test_a_restore_that_is_killed_after_its_configuration_is_still_one(installed, monkeypatch):
     kept = Path(installed.done("backup", "--full")["backup"])
     whole = installed.tool.run

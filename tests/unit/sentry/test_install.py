@@ -66,6 +66,7 @@ def test_the_installer_finds_every_file_as_it_has_to_be(resting):
         assert (resting.root / name).stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.long
 def test_a_changed_configuration_runs_the_installer_once_and_no_backup(installed):
     since = len(installed.calls())
     installed.want("26.7.0", env="COMPOSE_PROFILES=feature-complete")
@@ -118,6 +119,7 @@ def test_too_little_room_for_the_copy_is_found_before_anything_stops(resting, mo
     assert resting.called()[since:] == []
 
 
+@pytest.mark.long
 def test_an_installer_that_fails_is_told_with_its_last_lines_and_resumed_without_a_second_backup(installed):
     installed.flag("install-fails")
     installed.want("26.8.0")
@@ -222,6 +224,7 @@ def test_one_that_is_down_is_started_without_the_installer(installed):
     assert installed.called()[since:] == [UP]
 
 
+@pytest.mark.long
 def test_what_the_installer_does_to_sentry_conf_is_right_and_what_a_hand_does_is_not(host):
     host.flag("install-edits")
     host.done("apply")
@@ -313,6 +316,7 @@ def test_a_lost_key_is_taken_from_what_sentry_runs_with_or_refused(installed):
     assert "secret_key is missing: put it back from a backup" in installed.refused("plan")
 
 
+@pytest.mark.long
 def test_a_key_of_the_inventorys_is_used_and_one_that_bash_would_read_otherwise_is_refused(host):
     (host.root / "secret_key").write_text("k" * 50 + "\n")
     host.done("apply")
