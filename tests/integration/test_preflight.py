@@ -233,6 +233,19 @@ CASES = {
         },
         "sentry_nginx needs sentry_tls_certificate and sentry_tls_key: give their paths on the host",
     ),
+    "http-behind-nginx": (
+        {
+            "sentry_nginx": True,
+            "sentry_listen_address": "127.0.0.1",
+            "sentry_nginx_listen_address": "10.0.0.1",
+            "sentry_server_name": "errors.example.com",
+            "sentry_tls_certificate": "/etc/ssl/errors.pem",
+            "sentry_tls_key": "/etc/ssl/errors.key",
+            "sentry_url": "http://errors.example.com",
+        },
+        "sentry_url http://errors.example.com is HTTP, and sentry_nginx speaks HTTPS alone: write it with"
+        " https://",
+    ),
     "a-certificate-for-no-name": (
         {
             "sentry_nginx": True,

@@ -260,7 +260,7 @@ def test_every_variable_reaches_the_configuration(root):
         "EMAIL_HOST_PASSWORD": "mail-s3cret",
         "EMAIL_USE_TLS": False,
         "DEFAULT_FROM_EMAIL": "errors@example.com",
-        "ALLOWED_HOSTS": ["errors1", "127.0.0.1", "localhost"],
+        "ALLOWED_HOSTS": ["errors1", "127.0.0.1", "[::1]", "localhost"],
     }
     assert (limits["PHONEHOME"], limits["USE_ADMIN"], limits["USER_REGISTRATION"]) == (
         False,
