@@ -128,8 +128,13 @@ class DeployLab:
     def _write_inventory(self, folder: Path, workers: tuple[str, ...]) -> None:
         (folder / "group_vars").mkdir(parents=True)
         shared = yaml.safe_load((ROOT / "ansible/inventories/lab/group_vars/all.yml").read_text())
-        # The load comes from the machine that the tests run on, which is in no group.
-        ours = {"kestrel_stack_queues": QUEUES, "kestrel_firewall_port_from": ["172.16.0.0/12"]}
+        ours = {
+            "kestrel_stack_queues": QUEUES,
+            # The load comes from the machine that the tests run on, which is in no group.
+            "kestrel_firewall_port_from": ["172.16.0.0/12"],
+            # What collects errors has tests of its own.
+            "sentry_backend": "none",
+        }
         (folder / "group_vars/all.yml").write_text(yaml.safe_dump({**shared, **ours}))
         groups = {
             "kestrel": {"hosts": {QUEUE_HOST: None}},
