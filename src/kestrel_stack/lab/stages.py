@@ -38,11 +38,11 @@ AT_ONCE = 3
 
 No more than that, since stages with containers run meanwhile, and two cores are to be enough for all.
 """
-LONG_SCENARIOS = ("consumers", "kestrel-release", "web")
+LONG_SCENARIOS = ("consumers", "kestrel-release", "sentry-self-hosted", "web")
 """For ``--long`` only: ``default`` has these roles as well.
 
-What it has not (a release of Kestrel on Java, PHP's pages, every variable changed) has tests of its parts in
-the stages that need no containers.
+What it has not (a release of Kestrel on Java, PHP's pages, Sentry by its own installer, every variable
+changed) has tests of its parts in the stages that need no containers.
 """
 LOGS = CHECKOUT / ".lab" / "test"
 """What stages print while another one's turn to be shown has not come."""
