@@ -193,7 +193,8 @@ def test_another_version_is_backed_up_then_installed(on, called):
     done = play(sentry_self_hosted_version="26.8.0")
     assert done.returncode == 0, done.stdout[-3000:]
     assert "backup, files, install, up" in done.stdout
-    calls = called()[since:]
+    # Which engine it is may be asked at any time.
+    calls = [call for call in called()[since:] if call != "docker --version"]
     assert calls[:3] == [
         "./scripts/backup.sh --no-report-self-hosted-issues --minimize-downtime",
         "docker compose --env-file .env --env-file .env.custom stop",
