@@ -277,9 +277,11 @@ def after_deploy(
     if spec.webhook:
         tasks.append(("the webhook", lambda: _tell_webhook(spec, done, environ, timeout)))
     running = [(name, _start(action)) for name, action in tasks]
+    # One second more than each needs, for all of them together.
+    until = time.monotonic() + timeout + 1
     for name, (thread, outcome) in running:
         # A server that answers a byte at a time never times out by itself.
-        thread.join(timeout + 1)
+        thread.join(max(0.0, until - time.monotonic()))
         if thread.is_alive():
             warn(f"{name} was not told of it: no whole answer within {timeout:.0f} s")
         elif "told" in outcome:
