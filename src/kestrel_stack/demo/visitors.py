@@ -46,17 +46,28 @@ class Visitors:
         return len(self._open)
 
     async def come(self, seconds: float) -> None:
-        """Have visitors come for so long, and wait for the last one's answer."""
+        """Have visitors come for so long, and wait for the last answer; cancelled, nobody stays behind."""
         self._began = time.monotonic()
-        while (due := self.orders / self._rate) < seconds:
-            await asyncio.sleep(max(0.0, due - self.now))
-            self._send(self.orders)
-            if self.orders % DOUBLE_CLICK_EVERY == 0:
-                asyncio.get_running_loop().call_later(DOUBLE_CLICK_AFTER, self._send, self.orders)
-            self.orders += 1
-        await asyncio.sleep(2 * DOUBLE_CLICK_AFTER)
-        while self._open:
-            await asyncio.wait(self._open)
+        clicks: list[asyncio.TimerHandle] = []
+        try:
+            while (due := self.orders / self._rate) < seconds:
+                await asyncio.sleep(max(0.0, due - self.now))
+                self._send(self.orders)
+                if self.orders % DOUBLE_CLICK_EVERY == 0:
+                    loop = asyncio.get_running_loop()
+                    clicks.append(loop.call_later(DOUBLE_CLICK_AFTER, self._send, self.orders))
+                self.orders += 1
+            await asyncio.sleep(2 * DOUBLE_CLICK_AFTER)
+            while self._open:
+                await asyncio.wait(self._open)
+        finally:
+            # A second click would come when the loop is being closed, and find nobody who ends it.
+            for click in clicks:
+                click.cancel()
+            for task in self._open:
+                task.cancel()
+            if self._open:
+                await asyncio.wait(self._open)
 
     def _send(self, order: int) -> None:
         for way in WAYS:
