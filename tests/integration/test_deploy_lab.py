@@ -105,6 +105,7 @@ def test_status_and_releases_show_how_every_host_stands(lab, app):  # noqa: F811
     assert row.count("worker1, worker2") == 2
 
 
+@pytest.mark.long
 def test_a_dry_run_changes_nothing_whichever_flag_asks_for_it(lab, app):  # noqa: F811
     for words in (("deploy", f"--app={app.path}", "--dry-run"), ("--dry", "deploy", f"--app={app.path}")):
         done = lab.fab(*words)
@@ -148,6 +149,7 @@ def test_a_rollback_can_go_forward_again_to_a_named_release(lab, app):  # noqa: 
     assert "Nothing to do" in again.text
 
 
+@pytest.mark.long
 def test_fab_works_in_a_folder_below_the_checkout(lab, app):  # noqa: F811
     from support.deploy import ROOT
 

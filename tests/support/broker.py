@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class Broker:

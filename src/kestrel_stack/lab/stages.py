@@ -38,7 +38,7 @@ AT_ONCE = 3
 
 No more than that, since stages with containers run meanwhile, and two cores are to be enough for all.
 """
-LONG_SCENARIOS = ("consumers", "kestrel-release", "sentry-self-hosted", "web")
+LONG_SCENARIOS = ("consumers", "kestrel-release", "kestrel_web", "sentry-self-hosted", "web")
 """For ``--long`` only: ``default`` has these roles as well.
 
 What it has not (a release of Kestrel on Java, PHP's pages, Sentry by its own installer, every variable

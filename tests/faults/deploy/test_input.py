@@ -18,6 +18,7 @@ def assert_refused(lab, first, done, *words):
     assert {lab.current(host) for host in ("worker1", "worker2")} == {first}
 
 
+@pytest.mark.long
 def test_an_unknown_ref(lab, app, first):
     """Unknown ref"""
     assert_refused(lab, first, lab.deploy(app, "--ref=no-such-branch"), "no-such-branch")
@@ -64,11 +65,13 @@ def test_a_dirty_tree(lab, app, first):
     assert_refused(lab, first, lab.deploy(app), "uncommitted")
 
 
+@pytest.mark.long
 def test_an_unknown_host_in_the_limit(lab, app, first):
     """Unknown host in --limit"""
     assert_refused(lab, first, lab.deploy(app, "--limit=worker1,worker9"), "worker9", "worker1, worker2")
 
 
+@pytest.mark.long
 def test_an_unknown_key_in_deploy_yml(lab, app, first):
     """Unknown key in deploy.yml"""
     app.write("deploy.yml", (app.path / "deploy.yml").read_text() + "hoks: {check: 'true'}\n")
