@@ -223,7 +223,7 @@ class Bugsink:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def start(self, seconds: float = 30) -> Bugsink:
+    def start(self, seconds: float = 60) -> Bugsink:
         if not self._made:
             self._make()
         with self.log_file.open("ab") as log:
@@ -352,7 +352,7 @@ class Bugsink:
         """How many events were digested."""
         return sum(issue["digested_event_count"] for issue in self.issues())
 
-    def wait_for_events(self, n: int, seconds: float = 30) -> list[dict]:
+    def wait_for_events(self, n: int, seconds: float = 60) -> list[dict]:
         """Wait until at least `n` events were digested; return the issues."""
         self._await(lambda: self.count() >= n, f"to digest {n} events (it has {{}})", seconds)
         return self.issues()
