@@ -7,6 +7,7 @@ import http.server
 import json
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,20 @@ def test_it_is_downloaded_once(server, fetch, tmp_path):
     assert Path(first["path"]).read_bytes() == CONTENT
     assert server.asked == ["/good.zip"]
     assert left(tmp_path) == [Path(first["path"]).name]
+
+
+def test_of_several_that_want_it_at_once_one_downloads_it(server, fetch, tmp_path):
+    arrived = threading.Barrier(4)
+
+    def one(_):
+        arrived.wait()
+        return fetch(f"{server.address}/good.zip").stdout
+
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(one, range(4)))
+    assert len(set(said)) == 1
+    assert Path(json.loads(said[0])["path"]).read_bytes() == CONTENT
+    assert server.asked == ["/good.zip"]
 
 
 def test_a_cached_one_that_was_damaged_is_downloaded_again(server, fetch):

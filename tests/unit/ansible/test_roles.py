@@ -104,8 +104,15 @@ def test_a_role_links_the_one_folder_of_templates(role):
 
 @roles
 def test_main_only_dispatches(role):
-    for task in load(role / "tasks/main.yml"):
-        assert set(task) == {"name", "ansible.builtin.include_tasks"}
+    first, *others = load(role / "tasks/main.yml")
+    # site.yml runs it for all roles of a host before its first change; a role alone does it itself.
+    assert first.pop("when") == "__common_checked is not defined"
+    assert first == {**first, "ansible.builtin.include_tasks": "preflight.yml"}
+    for task in (first, *others):
+        (part,) = set(task) - {"name"}
+        # Read with the playbook, which costs nothing on the hosts; unless its name depends on them.
+        kind = "include" if task is first or "{{" in task[part] else "import"
+        assert part == f"ansible.builtin.{kind}_tasks", task["name"]
 
 
 @roles
@@ -175,7 +182,62 @@ def test_the_queues_are_described_the_same_in_every_role():
         assert spec == first, name
 
 
-def test_both_ansible_cfg_say_the_same_but_for_where_the_inventory_is():
+def blocks(tasks):
+    for task in tasks or []:
+        yield task
+        for part in ("block", "rescue", "always"):
+            yield from blocks(task.get(part))
+
+
+@roles
+def test_a_rescue_ends_by_failing(role):
+    """With any_errors_fatal one that goes on takes the other hosts out of all that follows, in silence."""
+    for path in sorted((role / "tasks").glob("*.yml")):
+        for task in blocks(load(path)):
+            assert "rescue" not in task or "ansible.builtin.fail" in task["rescue"][-1], (path, task["name"])
+
+
+def reached(role: str, entry: str, seen: dict[Path, list]) -> dict[Path, list]:
+    """Return what a role's file of tasks leads to, and its handlers: each file with all its tasks."""
+    folder = CHECKOUT / "ansible/roles" / role
+    for path in (folder / "tasks" / entry, folder / "handlers/main.yml"):
+        # A name may depend on the host.
+        for file in path.parent.glob(re.sub(r"{{.*?}}", "*", path.name)):
+            if file in seen:
+                continue
+            seen[file] = list(blocks(load(file)))
+            for task in seen[file]:
+                for kind in ("include", "import"):
+                    if part := task.get(f"ansible.builtin.{kind}_tasks"):
+                        reached(role, part, seen)
+                    if other := task.get(f"ansible.builtin.{kind}_role"):
+                        reached(other["name"], f"{other.get('tasks_from', 'main')}.yml", seen)
+    return seen
+
+
+def test_where_no_host_waits_nothing_is_meant_for_all_hosts_at_once():
+    loose = [
+        play
+        for play in load(CHECKOUT / "ansible/site.yml")
+        if play.get("vars", {}).get("__hosts_wait") is False
+    ]
+    assert len(loose) == 3
+    found: dict[Path, list] = {}
+    for play in loose:
+        assert not {"any_errors_fatal", "max_fail_percentage", "serial", "strategy"} & set(play), play["name"]
+        for task in play["tasks"]:
+            for kind in ("include", "import"):
+                if part := task.get(f"ansible.builtin.{kind}_role"):
+                    reached(part["name"], f"{part.get('tasks_from', 'main')}.yml", found)
+    assert {file.parent.parent.name for file in found} >= {"kestrel", "sentry", "consumers", "web"}
+    for file, tasks in found.items():
+        for task in tasks:
+            # The free strategy knows neither; of Kestrel's servers each waits for its turn.
+            assert not {"run_once", "any_errors_fatal"} & set(task), (file, task["name"])
+            assert "ansible_play_batch" not in str(task.get("loop")), (file, task["name"])
+
+
+def test_both_ansible_cfg_say_the_same_but_for_where_things_are():
     def read(path):
         parser = configparser.ConfigParser()
         parser.read(CHECKOUT / path)
@@ -184,6 +246,20 @@ def test_both_ansible_cfg_say_the_same_but_for_where_the_inventory_is():
     root, inner = read("ansible.cfg"), read("ansible/ansible.cfg")
     assert (CHECKOUT / root["defaults"].pop("inventory")) == CHECKOUT / "ansible/inventories/lab"
     assert (CHECKOUT / "ansible" / inner["defaults"].pop("inventory")) == CHECKOUT / "ansible/inventories/lab"
+    strategies = CHECKOUT / "ansible/plugins/strategy"
+    for option, folder in (("strategy_plugins", strategies), ("roles_path", CHECKOUT / "ansible/roles")):
+        ours, *others = root["defaults"].pop(option).split(":")
+        assert (CHECKOUT / ours) == folder
+        ours, *inner_others = inner["defaults"].pop(option).split(":")
+        assert (CHECKOUT / "ansible" / ours) == folder
+        assert others == inner_others
+        # Where Ansible looks by itself, for roles of somebody's own.
+        assert option != "roles_path" or others == [
+            "~/.ansible/roles",
+            "/usr/share/ansible/roles",
+            "/etc/ansible/roles",
+        ]
+    assert (strategies / f"{root['defaults']['strategy']}.py").is_file()
     assert root == inner
 
 

@@ -424,6 +424,35 @@ def complete_queues(queues: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     ]
 
 
+# What every release of an application knows, since the first one; each refuses an option unknown to it.
+_ALWAYS_KNOWN = (
+    "language",
+    "processes",
+    "max_jobs",
+    "job_timeout",
+    "retry_delays",
+    "max_items",
+    "rate_limit",
+    "alert",
+)
+
+
+def settings_queues(queues: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the queues as an application's settings have them.
+
+    They are read by whatever release runs: after a playbook of a later version of this stack by the old one
+    until the next deploy, and again after a rollback. So a later option is there only where it is used.
+    """
+    return [
+        {
+            key: value
+            for key, value in queue.items()
+            if key in ("name", *_ALWAYS_KNOWN) or value != QUEUE_DEFAULTS[key]
+        }
+        for queue in complete_queues(queues)
+    ]
+
+
 def age_seconds(age: Any) -> int:
     """Say how many seconds an age like 30s, 5m or 1h has."""
     text = str(age)
@@ -923,6 +952,7 @@ class FilterModule:
             "kestrel_stack_user_problems": user_problems,
             "kestrel_stack_queue_problems": queue_problems,
             "kestrel_stack_complete_queues": complete_queues,
+            "kestrel_stack_settings_queues": settings_queues,
             "kestrel_stack_server_queues": server_queues,
             "kestrel_stack_read_behind_warnings": read_behind_warnings,
             "kestrel_stack_heap_mb": heap_mb,

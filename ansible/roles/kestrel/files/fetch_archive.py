@@ -9,6 +9,7 @@ kestrel_archive, with exit code 1.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import http.client
 import json
@@ -106,7 +107,20 @@ def fetch(archive: str, cache: Path, wanted: dict[str, str], *, check: bool, pau
     if check:
         return {"path": None, "sha256": None, "blob": None}
     cache.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".fetch-", dir=cache)
+    # The controller does this for several hosts at once; one downloads, the others wait and find it.
+    lock = os.open(cache, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.is_file() and not mismatch(found := pins_of(path), wanted):
+            return {"path": str(path.absolute()), **found}
+        return {"path": str(path.absolute()), **download_verified(archive, path, wanted, pause)}
+    finally:
+        os.close(lock)
+
+
+def download_verified(archive: str, path: Path, wanted: dict[str, str], pause: float) -> dict[str, str]:
+    """Download to ``path``, which is there only when it is what is wanted, and return its pins."""
+    handle, name = tempfile.mkstemp(prefix=".fetch-", dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:
@@ -135,7 +149,7 @@ def fetch(archive: str, cache: Path, wanted: dict[str, str], *, check: bool, pau
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return {"path": str(path.absolute()), **found}
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
