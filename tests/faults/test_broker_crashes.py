@@ -76,7 +76,7 @@ def test_a_kill_9_in_the_middle_of_traffic_loses_nothing_acknowledged_and_double
                 in_hand.append(held)
 
     def kill(_):
-        enough.wait(20)
+        enough.wait(60)
         broker.kill()
 
     in_threads(7, lambda number: (produce if number < 4 else consume if number < 6 else kill)(number))

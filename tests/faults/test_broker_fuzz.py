@@ -160,7 +160,7 @@ def test_half_sent_requests_to_the_admin_port_hold_nobody_up(broker, many):
 
 def answers(broker) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{broker.host}:{broker.admin_port}/ping", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://{broker.host}:{broker.admin_port}/ping", timeout=60) as answer:
             return json.load(answer) == {"response": "pong"}
     except OSError:
         return False

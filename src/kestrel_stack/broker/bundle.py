@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import io
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -54,10 +55,12 @@ def keep(folder: Path, name: str, content: bytes) -> Path:
     path = folder / f"{name}-{__version__}-{digest[:12]}.pyz"
     if not path.exists() or path.read_bytes() != content:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        # A playbook asks for it on behalf of each host, at the same time: no two write to the same file.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as temporary:
+            temporary.write(content)
+        made = Path(temporary.name)
+        made.chmod(0o644)
+        made.replace(path)
     return path
 
 

@@ -304,6 +304,25 @@ class Queue:
         xid = self._next_xid()
         if self._keeps or self._head_is_journalled():
             self.journal.append(records.open_read(xid))
+        return self._open_head(xid)
+
+    def confirm_and_open(self, confirmed: int) -> tuple[int, Item] | None:
+        """Finish the open read ``confirmed`` and give the head out; JournalError: neither has happened.
+
+        One write to the journal instead of two: a worker asks for both with each job.
+        """
+        there = self._keeps and confirmed in self._open and self._backlog.mem_items
+        if not there or self._head() is None:
+            self.confirm(confirmed)
+            return self.open()
+        xid = self._next_xid()
+        self.journal.append(records.confirm_and_open(confirmed, xid))
+        _, record = self._open.pop(confirmed)
+        self._open_bytes -= len(record) - ADDX_OVERHEAD
+        return self._open_head(xid)
+
+    def _open_head(self, xid: int) -> tuple[int, Item]:
+        """Give the head out under ``xid``, which the journal knows of."""
         self._last_xid = xid
         self._open[xid] = _, record = self._backlog.take()
         item = item_of(record)

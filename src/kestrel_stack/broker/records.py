@@ -28,6 +28,7 @@ REMOVE_TENTATIVE_XID = 9
 
 _I32 = struct.Struct("<i")
 _OP_XID = struct.Struct("<Bi")
+_TWO_OP_XID = struct.Struct("<BiBi")
 _ADDX_HEAD = struct.Struct("<Biqq")
 _TIMES = struct.Struct("<qq")
 
@@ -89,6 +90,11 @@ def unremove(xid: int) -> bytes:
 def confirm(xid: int) -> bytes:
     """Return the record of the open read ``xid`` finished for good."""
     return _OP_XID.pack(CONFIRM_REMOVE, xid)
+
+
+def confirm_and_open(confirmed: int, opened: int) -> bytes:
+    """Return the records of both, in this order."""
+    return _TWO_OP_XID.pack(CONFIRM_REMOVE, confirmed, REMOVE_TENTATIVE_XID, opened)
 
 
 class BrokenRecordError(Exception):

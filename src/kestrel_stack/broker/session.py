@@ -36,6 +36,9 @@ WRITE_AT_ONCE = 64 * 1024
 LINGER_S = 30.0
 """Seconds that a client has to take its last replies once its connection is closed."""
 
+VANISHED_S = 120
+"""Seconds without a sign of life until a client's machine counts as gone, and its open reads go back."""
+
 SECONDS_OR_DATE = 1_000_000
 """From here on an expiry is a unix time in seconds; below it is seconds from now."""
 
@@ -121,9 +124,11 @@ class Session(asyncio.BufferedProtocol):
             return
         # A client whose machine has vanished must not hold its open reads for ever.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_S // 2)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, VANISHED_S // 12)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
+        # No probe is sent while a reply is unacknowledged: that alone would last a quarter of an hour.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_S * 1000)
         self._broker.sessions.add(self)
         self._counters.total_connections += 1
 
@@ -276,11 +281,15 @@ class Session(asyncio.BufferedProtocol):
         if options.abort:
             self._end_oldest(options.key, Queue.put_back_one)
             return protocol.END
+        confirming = 0
         if options.close:
-            self._end_oldest(options.key, Queue.confirm)
+            if options.open:
+                confirming = self._to_confirm_with_next(options.key)
+            if not confirming:
+                self._end_oldest(options.key, Queue.confirm)
             if not options.open:
                 return protocol.END
-        held = self._held(options.key)
+        held = self._held(options.key) - (confirming != 0)
         if held and not options.peek and not options.open:
             raise HangUp(protocol.ERROR, "a plain get while a read is open")
         if self._broker.status.blocks_reads:
@@ -295,7 +304,7 @@ class Session(asyncio.BufferedProtocol):
             return protocol.END
         queue = self._spool.get_or_create(options.key)
         began = perf_counter_ns()
-        reply = self._take(queue, options)
+        reply = self._take(queue, options, confirming)
         if reply is None and options.wait_ms > 0 and not queue.closed:
             self._waiting = WaitingRead(self, queue, options, options.wait_ms / 1000)
             queue.wait(self._waiting)
@@ -305,8 +314,11 @@ class Session(asyncio.BufferedProtocol):
             (timings.get_hit if reply else timings.get_miss).add((perf_counter_ns() - began) // 1000)
         return reply or self._miss(queue)
 
-    def _take(self, queue: Queue, options: GetOptions) -> bytes | None:
-        """Return the reply with the head of the queue, taken as asked; None if there is none."""
+    def _take(self, queue: Queue, options: GetOptions, confirming: int = 0) -> bytes | None:
+        """Return the reply with the head of the queue, taken as asked; None if there is none.
+
+        ``confirming`` is the oldest open read of this queue here, if it ends in the same step.
+        """
         if queue.closed:
             return None
         if options.peek:
@@ -315,8 +327,10 @@ class Session(asyncio.BufferedProtocol):
                 return None
         else:
             if options.open:
-                opened = queue.open()
+                opened = queue.confirm_and_open(confirming) if confirming else queue.open()
                 if opened is None:
+                    if confirming:
+                        self._drop_oldest(queue.name)
                     return None
                 item = opened[1]
                 if self._open is None:
@@ -324,6 +338,8 @@ class Session(asyncio.BufferedProtocol):
                 reads = self._open.get(queue.name)
                 if reads is None:
                     reads = self._open[queue.name] = deque()
+                elif confirming:
+                    reads.popleft()
                 reads.append((queue, opened[0]))
             else:
                 item = queue.remove()
@@ -376,15 +392,34 @@ class Session(asyncio.BufferedProtocol):
         """Return how many reads of the named queue are open here."""
         return len(self._open.get(name, ())) if self._open else 0
 
+    def _to_confirm_with_next(self, name: str) -> int:
+        """Return the oldest open read of the named queue, if the next item may go out in the same step, or 0.
+
+        Not if the queue was deleted or hidden by an alias meanwhile, and not if a read is refused: that
+        confirms all the same.
+        """
+        reads = self._open.get(name) if self._open else None
+        if not reads or self._broker.status.blocks_reads or name in self._spool.aliases:
+            return 0
+        queue, xid = reads[0]
+        most = self._broker.config.max_open_transactions
+        return xid if queue is self._spool.queues.get(name) and len(reads) <= most else 0
+
+    def _drop_oldest(self, name: str) -> None:
+        """Forget the oldest open read of the named queue."""
+        if self._open:
+            reads = self._open[name]
+            reads.popleft()
+            if not reads:
+                del self._open[name]
+
     def _end_oldest(self, name: str, end: Callable[[Queue, int], None]) -> None:
         """Confirm or put back this connection's oldest open read of the named queue, if it has one."""
         reads = self._open.get(name) if self._open else None
         if reads and self._open:
             queue, xid = reads[0]
             end(queue, xid)
-            reads.popleft()
-            if not reads:
-                self._open.pop(name, None)
+            self._drop_oldest(name)
 
     def _confirm(self, request: Request) -> bytes:
         name = request.word(1)

@@ -1,6 +1,12 @@
 """One queue, with a clock that the test turns."""
 
+import errno
+import os
+
+import pytest
+
 from kestrel_stack.broker.config import QueueSettings
+from kestrel_stack.broker.journal import JournalError
 from kestrel_stack.broker.queue import Queue
 from kestrel_stack.broker.records import addx
 
@@ -174,3 +180,40 @@ def test_lower_limits_push_out_more_than_memory_holds(make):
     assert queue.add(b"new")
     assert queue.discarded == 98
     assert taken(queue) == [b"098", b"099", b"new"]
+
+
+def test_confirming_and_opening_at_once_is_what_both_are_one_after_the_other(make, tmp_path):
+    journals = []
+    for name, at_once in (("p", False), ("q", True)):
+        queue = make(name=name)
+        for data in (b"a", b"b", b"c"):
+            queue.add(data)
+        found, xid = [], queue.open()[0]
+        while xid:
+            if not at_once:
+                queue.confirm(xid)
+            opened = queue.confirm_and_open(xid) if at_once else queue.open()
+            found.append((opened and opened[1].data, queue.items, queue.open_reads))
+            xid = opened and opened[0]
+        assert found == [(b"b", 1, 1), (b"c", 0, 1), (None, 0, 0)]
+        journals.append((tmp_path / name).read_bytes())
+    assert journals[0] == journals[1]
+
+
+def test_what_cannot_be_written_is_neither_confirmed_nor_opened(make, monkeypatch):
+    queue = make()
+    queue.add(b"a")
+    queue.add(b"b")
+    xid, _ = queue.open()
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", refuse)
+        with pytest.raises(JournalError):
+            queue.confirm_and_open(xid)
+    assert (queue.items, queue.open_reads) == (1, 1)
+    queue.close()
+    # It was never confirmed, so it is back.
+    assert taken(make()) == [b"a", b"b"]
+
+
+def refuse(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -143,3 +143,18 @@ def test_one_place_receives_for_all_connections(connected):
         assert session.get_buffer(-1) is Session(broker).get_buffer(-1)
 
     connected(scenario)
+
+
+def test_a_client_whose_machine_vanished_is_given_up_with_and_without_a_reply_on_its_way(connected):
+    """That the kernel then ends the connection is shown in tests/faults/lab; here, that it is told to."""
+
+    async def scenario(broker, session, transport):
+        tcp = {
+            name: transport.sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"))
+            for name in ("KEEPIDLE", "KEEPINTVL", "KEEPCNT", "USER_TIMEOUT")
+        }
+        assert transport.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert tcp["KEEPIDLE"] + tcp["KEEPINTVL"] * tcp["KEEPCNT"] == session_module.VANISHED_S
+        assert tcp["USER_TIMEOUT"] == session_module.VANISHED_S * 1000
+
+    connected(scenario)

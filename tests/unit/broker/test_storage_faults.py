@@ -67,7 +67,7 @@ class Change:
 
     def next(self):
         """Make one change; whether it happens or not, the model follows."""
-        kind = self.random.choice(("add", "add", "remove", "open", "confirm", "put back", "churn"))
+        kind = self.random.choice(("add", "add", "remove", "open", "confirm", "both", "put back", "churn"))
         if kind == "add":
             self.number += 1
             data = b"%04d" % self.number
@@ -85,6 +85,13 @@ class Change:
             xid = self.random.choice(sorted(self.held))
             self.queue.confirm(xid)
             del self.held[xid]
+        elif kind == "both" and self.held:
+            xid = self.random.choice(sorted(self.held))
+            opened = self.queue.confirm_and_open(xid)
+            del self.held[xid]
+            assert (opened and opened[1].data) == (self.items[0] if self.items else None)
+            if opened:
+                self.held[opened[0]] = self.items.pop(0)
         elif kind == "put back" and self.held:
             xid = self.random.choice(sorted(self.held))
             self.queue.put_back_one(xid)
