@@ -16,6 +16,10 @@ final class KestrelStore extends Queue
     private readonly \Closure $connect;
     /** @var array<string, Client> */
     private array $clients = [];
+    /** @var array<string, Backoff> of servers that failed */
+    private array $backoffs = [];
+    /** @var array<string, float> until when a server that failed is tried only after the others */
+    private array $lastResort = [];
 
     /**
      * @param string|iterable<string|Server> $servers
@@ -101,10 +105,14 @@ final class KestrelStore extends Queue
         float $timeout,
         ?int $delay = null,
     ): void {
-        // Each server is tried once, in random order, so that producers spread over the servers.
+        // Each server is tried once, in random order, so that producers spread over the servers. One that has just
+        // failed comes last: frozen, it would hold up every second job for its share of the time limit.
         $servers = $this->servers;
         shuffle($servers);
-        $deadline = Clock::now() + $timeout;
+        $now = Clock::now();
+        $last = fn (Server $server): bool => ($this->lastResort[(string) $server] ?? $now) > $now;
+        usort($servers, static fn (Server $one, Server $other): int => $last($one) <=> $last($other));
+        $deadline = $now + $timeout;
         $failures = [];
         $full = true;
         foreach ($servers as $number => $server) {
@@ -118,10 +126,15 @@ final class KestrelStore extends Queue
             $seconds = $left / (count($servers) - $number);
             try {
                 $this->client($server, $seconds / 2, $seconds / 2)->set($name, $body);
+                unset($this->backoffs[(string) $server]);
                 return;
             } catch (QueueFull | ServerUnavailable | ProtocolError $error) {
                 $failures[] = $error->getMessage();
                 $full = $full && $error instanceof QueueFull;
+                if (!$error instanceof QueueFull) {
+                    $backoff = $this->backoffs[(string) $server] ??= new Backoff();
+                    $this->lastResort[(string) $server] = Clock::now() + $backoff->next();
+                }
             }
         }
         $said = 'Not enqueued: ' . implode(' ', $failures);

@@ -19,7 +19,7 @@ from kestrel_stack.queue import names, pings
 from kestrel_stack.queue.client import READ_TIMEOUT, KestrelClient
 from kestrel_stack.queue.errors import ProtocolError, QueueFull, ReservationLost, ServerUnavailable
 from kestrel_stack.queue.interface import Counts, Descriptions, JobQueue, ProcessLock, Queue, Reservation
-from kestrel_stack.queue.servers import Rotation, Server, parse_servers
+from kestrel_stack.queue.servers import Backoff, Rotation, Server, parse_servers
 from kestrel_stack.queue.settings import QueueSettings
 
 DWELL = 10.0
@@ -225,6 +225,9 @@ class KestrelStore(Queue):
         self.servers = parse_servers(servers)
         self._lock = ProcessLock()
         self._clients: dict[Server, KestrelClient] = {}
+        self._backoffs: dict[Server, Backoff] = {}
+        self._last_resort: dict[Server, float] = {}
+        """Until when a server that failed is tried only after the others."""
         self._process = os.getpid()
 
     def worker(self, queue: str, start: int = 0) -> KestrelQueue:
@@ -280,8 +283,11 @@ class KestrelStore(Queue):
     def _put(
         self, queue: QueueSettings, name: str, body: bytes, timeout: float, delay: int | None = None
     ) -> None:
-        # Each server is tried once, in random order, so that producers spread over the servers.
+        # Each server is tried once, in random order, so that producers spread over the servers. One that has
+        # just failed comes last: frozen, it would hold up every second job for its share of the time limit.
+        now = time.monotonic()
         servers = random.sample(self.servers, len(self.servers))
+        servers.sort(key=lambda server: self._last_resort.get(server, now) > now)
         deadline = time.monotonic() + timeout
         failures: list[Exception] = []
         try:
@@ -294,9 +300,14 @@ class KestrelStore(Queue):
                     # The time left is shared: one silent server must not use up what the others need.
                     try:
                         self._client(server, left / (len(servers) - number)).set(name, body)
-                    except (QueueFull, ServerUnavailable, ProtocolError) as exc:
+                    except QueueFull as exc:
                         failures.append(exc)
+                    except (ServerUnavailable, ProtocolError) as exc:
+                        failures.append(exc)
+                        backoff = self._backoffs.setdefault(server, Backoff())
+                        self._last_resort[server] = time.monotonic() + backoff.next()
                     else:
+                        self._backoffs.pop(server, None)
                         return
         except ServerUnavailable as exc:
             failures.append(exc)

@@ -41,6 +41,8 @@ def test_an_idle_worker_waits_for_its_server_and_says_so_once(own_stage):
     stage.send("Note")
     with stage.worker() as worker:
         worker.jobs(1)
+        # Else the job would rightly be done once more.
+        worker.wait_until(lambda: settled(stage.broker), "it to be told that the job is done")
         stage.broker.kill()
         worker.wait_until(lambda: worker.events("server is away"), "it to notice")
         stage.broker.start()

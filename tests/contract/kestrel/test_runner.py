@@ -48,7 +48,7 @@ class Liar:
     def __enter__(self) -> tuple[str, int]:
         self._thread.start()
         start = asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(20)
+        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(60)
         return self._server.sockets[0].getsockname()
 
     def __exit__(self, *exc) -> None:
@@ -59,7 +59,7 @@ class Liar:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(20)
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
