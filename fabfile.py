@@ -27,6 +27,10 @@ CANARY = (
 SOAK = (
     "seconds that the canary is watched before the others follow (default: deploy.yml's roll.soak, else 30)"
 )
+# The deploy.yml of a commit says how that one rolls out; there may be none for what is gone back to.
+BACK_BATCH = "hosts switched at once: a number, or a share such as 25% (default: 1)"
+BACK_CANARY = "hosts switched first and watched (default: 1; one host alone has none)"
+BACK_SOAK = "seconds that the canary is watched before the others follow (default: 30)"
 YES = "do not ask; in a pipe nothing is ever asked"
 NO_PING = "do not ask the new workers to answer over their queues: for the day when Kestrel is down"
 DRY_RUN = "show what would be done, and change nothing"
@@ -98,11 +102,12 @@ def deploy(
 
 @command(
     env=ENV,
+    app=APP,
     to="the release to go back to (default: the last good one before the current; see fab releases)",
     limit=LIMIT,
-    batch=BATCH,
-    canary=CANARY,
-    soak=SOAK,
+    batch=BACK_BATCH,
+    canary=BACK_CANARY,
+    soak=BACK_SOAK,
     yes=YES,
     no_ping=NO_PING,
     dry_run=DRY_RUN,
@@ -118,13 +123,14 @@ def rollback(
     yes: bool = False,
     no_ping: bool = False,
     dry_run: bool = False,
+    app: str = "examples/shop",
 ) -> None:
     """Go back to an earlier release that is still on the hosts, as carefully as a deploy goes forward.
 
     Releases that failed are skipped. What a migration did stays.
     """
     pace = commands.AskPace(batch, canary, soak, not no_ping)
-    ask = commands.AskRollback(env, to, limit, is_dry(context, dry_run), yes, pace)
+    ask = commands.AskRollback(env, to, limit, is_dry(context, dry_run), yes, pace, app)
     end(lambda out: commands.rollback(ask, out))
 
 

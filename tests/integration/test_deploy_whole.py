@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from kestrel_stack.deploy import commands, description
+from kestrel_stack.deploy import commands, description, ssh
 from kestrel_stack.deploy.commands import Ask, AskPace, AskRollback
 from kestrel_stack.deploy.errors import DONE, FAILED, REFUSED, DeployError
 from kestrel_stack.deploy.report import Report
@@ -64,7 +64,9 @@ class Lab:
         return self._run(lambda: commands.deploy(Ask(app=str(self.app.path), **words), Report()))
 
     def rollback(self, **words):
-        return self._run(lambda: commands.rollback(AskRollback(**words), Report()))
+        return self._run(
+            lambda: commands.rollback(AskRollback(**{"app": str(self.app.path), **words}), Report())
+        )
 
     def _run(self, action):
         try:
@@ -109,6 +111,8 @@ class Lab:
 def lab(tmp_path, monkeypatch):
     made = Lab(tmp_path)
     monkeypatch.setattr(description, "load_environment", lambda env, limit=None: made.environment)
+    # These machines are threads of a test that may be one of many.
+    monkeypatch.setattr(ssh, "CONNECT_TIMEOUT", 60)
     yield made
     made.close()
 
@@ -336,3 +340,31 @@ def test_sentrys_marker_has_the_environment_that_errors_come_with(lab, monkeypat
         assert lab.deploy() == (DONE, "")
         assert sentry.requests[1].path.endswith(f"/releases/{lab.one()}/deploys/")
         assert sentry.requests[1].json["environment"] == "production"
+
+
+def test_who_is_told_of_a_deploy_is_told_of_the_way_back(lab, monkeypatch, capsys):
+    monkeypatch.setenv("SENTRY_AUTH_TOKEN", "sntrys_0123456789abcdef")
+    with Receiver() as sentry, Receiver() as chat:
+        sentry_spec = f"{{url: '{sentry.url}', organization: acme, projects: [shop]}}"
+        rev = _told_by(lab, f"{{sentry: {sentry_spec}, webhook: '{chat.url}/hook'}}")
+        assert lab.deploy() == (DONE, "")
+        first = lab.one()
+        lab.change()
+        assert lab.deploy() == (DONE, "")
+        second = lab.one()
+        del sentry.requests[:], chat.requests[:]
+        assert lab.rollback() == (DONE, "")
+        assert lab.one() == first
+        about, marker = sentry.requests
+        assert (about.json["version"], about.json["ref"]) == (first, rev)
+        assert "commits" not in about.json
+        assert marker.path.endswith(f"/releases/{first}/deploys/")
+        assert marker.json["name"].startswith("rollback by ")
+        [message] = chat.requests
+        assert message.json["action"] == "rollback"
+        assert (message.json["release"], message.json["previous"]) == (first, second)
+        capsys.readouterr()
+        assert lab.rollback(to=second, app="examples/nowhere") == (DONE, "")
+        assert lab.one() == second
+        assert "nobody was told of the rollback: --app examples/nowhere" in capsys.readouterr().out
+        assert len(chat.requests) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,14 +215,19 @@ def read_lock(text: str) -> Mapping[str, Any]:
 
 
 def describe_lock(lock: Mapping[str, Any]) -> str:
-    """Say who holds a lock: owner, machine, process, since when."""
+    """Say who holds a lock: owner, machine, process, since when; of a person's own, what it says.
+
+    Whoever wrote the file must not draw on the screen of whoever reads this.
+    """
     owner = lock.get("owner", "somebody unknown")
     words = f"{owner}@{lock['controller']}" if lock.get("controller") else str(owner)
     if lock.get("pid"):
         words += f" (pid {lock['pid']})"
     if lock.get("time"):
         words += f" since {lock['time']}"
-    return words
+    if lock.get("content"):
+        words += f" ({textwrap.shorten(str(lock['content']), 100, placeholder=' …')})"
+    return "".join(c if c.isprintable() else "?" for c in words)
 
 
 def _json_object(text: str) -> dict[str, Any]:

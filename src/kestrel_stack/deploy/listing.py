@@ -29,6 +29,8 @@ _ASKS_OTHERS = re.compile(rb"plugin[\"']?\s*:|\A\s*\$ANSIBLE_VAULT")
 _CONFIGURES_OTHERS = re.compile(
     rb"plugin|vault|playbook_dir|collections|^\s*\[inventory\]|home", re.MULTILINE
 )
+# A strategy says how tasks run, and has no say in an inventory.
+_HAS_NO_SAY = re.compile(rb"^strategy_plugins\s*=.*$", re.MULTILINE)
 
 
 def list_inventory(
@@ -99,7 +101,7 @@ def fingerprint(path: Path, root: Path) -> str | None:
         add(str(stat.S_IMODE(root.stat().st_mode)))
         for config in (root / "ansible.cfg", home / ".ansible.cfg", Path("/etc/ansible/ansible.cfg")):
             content = config.read_bytes() if config.exists() else b""
-            if _CONFIGURES_OTHERS.search(content):
+            if _CONFIGURES_OTHERS.search(_HAS_NO_SAY.sub(b"", content)):
                 return None
             add(str(config), content)
         size = 0
@@ -141,6 +143,8 @@ def ask_ansible(path: Path, root: Path) -> dict[str, Any]:
             capture_output=True,
             text=True,
             cwd=root,
+            # Ansible refuses a locale that is not UTF-8, and one that this machine does not have.
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             timeout=120,
             check=False,

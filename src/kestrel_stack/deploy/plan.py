@@ -114,6 +114,8 @@ class Pace:
     """Seconds that they are watched."""
     ping: bool = True
     """Whether every queue has to answer from the new release."""
+    first_at_once: bool = False
+    """Whether hosts none of which has a release are one batch: nothing runs there that could be spared."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,11 @@ def batches(hosts: Sequence[Any], pace: Pace, new: Collection[Any] = ()) -> list
     A canary stands for the others, so one host alone is none, and one is always left for it to stand for. It
     is a host with workers if there is one: jobs are what shows whether a release is good. ``new`` are the
     hosts without a release, which can be compared with nothing: none of them is a canary if it can be helped.
+    Where all are new there is nothing to compare, to drain or to keep going: they go together if
+    ``pace`` says so.
     """
+    if pace.first_at_once and hosts and all(host in new for host in hosts):
+        return [Batch(tuple(hosts))]
     size = batch_size(pace.batch, len(hosts))
     telling = sorted(hosts, key=lambda host: (host in new, not host.queues))
     first = telling[: min(pace.canary, len(hosts) - 1)] if hosts else []

@@ -535,12 +535,17 @@ class Talk:
             return self._wait(lambda: self._answered >= 0, timeout, cancellable)
 
     def end(self, question: str, timeout: float) -> Result:
-        """Ask for the end and return how it ended, whatever the exit code. Raises HostError."""
+        """Ask for the end and return how it ended, whatever the exit code.
+
+        Raises HostError, with ``lost`` when the connection broke: then nobody knows whether it has ended.
+        """
         with self._asking:
             with self._changed:
                 self._answer = []
             self._send(f"{self._questions + 1} {question}\n")
             self._wait(lambda: self._result is not None, timeout, False)
+            if self._result.code < 0:
+                self._raise_ended(self._result)
             return self._result
 
     def close(self) -> None:
@@ -860,6 +865,9 @@ def _reason(error: BaseException) -> str:
         return f"no answer within {CONNECT_TIMEOUT} s" if str(error) in ("", "timed out") else str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if str(error) == "No existing session":
+        # Paramiko's words for a transport that has ended before there was anything to log in to.
+        return "it took the connection, and ended it or said nothing"
     return str(error) or type(error).__name__
 
 

@@ -125,7 +125,7 @@ class Line:
             if keep_lines:
                 lines.append(line)
         errors = process.stderr.read().decode().splitlines()
-        code = process.wait(30)
+        code = process.wait(60)
         for stream in (process.stdin, process.stdout, process.stderr):
             stream.close()
         if self.cancel.is_set():
@@ -755,7 +755,7 @@ class Following:
         """What Ctrl-C does, which only the main thread hears."""
         if self.session is not None:
             self.session.cancel.set()
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
         return self.result
 
@@ -818,7 +818,7 @@ def test_following_without_old_lines_shows_none_and_misses_no_new_one(machines, 
     def run(self, *args, **kwargs):
         # The other host is slow, so that the first one's new line comes before what is shown first.
         if self.name == "worker2":
-            ready.wait(20)
+            ready.wait(60)
         return real(self, *args, **kwargs)
 
     def made(host):

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kestrel_stack.deploy import hoststate, plan
+from kestrel_stack.deploy.appspec import Roll
+from kestrel_stack.deploy.commands.deploy import AskPace
 from kestrel_stack.deploy.errors import Refused
 from kestrel_stack.deploy.hoststate import Group, HostState, Process, Release
 from kestrel_stack.deploy.onhost import judge
@@ -86,6 +88,19 @@ def test_what_a_host_says_is_read_and_what_is_garbled_is_ignored():
 def test_a_lock_that_cannot_be_read_is_still_a_lock():
     found = hoststate.parse_inspection("h", ["@ lock half {"])
     assert "somebody unknown" in hoststate.describe_lock(found.lock)
+
+
+def test_a_lock_that_a_person_put_there_is_shown_with_what_it_says():
+    found = hoststate.parse_inspection("h", ["@ lock forever 0 maintenance until monday, anna "])
+    assert hoststate.describe_lock(found.lock) == "somebody unknown (maintenance until monday, anna)"
+    assert len(hoststate.describe_lock(hoststate.read_lock("so " * 500))) < 130
+
+
+@pytest.mark.parametrize("key", ["owner", "controller", "pid", "time", "content"])
+def test_a_lock_does_not_draw_on_the_screen(key):
+    lock = hoststate.read_lock(json.dumps({"owner": "ann", key: "a\x1b[2J\rb"}))
+    assert "a?[2J" in hoststate.describe_lock(lock)
+    assert hoststate.describe_lock(lock).isprintable()
 
 
 def test_the_holder_of_a_lock_is_described():
@@ -339,6 +354,17 @@ def test_a_host_without_a_release_is_a_canary_only_among_its_like():
     assert [[host.name for host in batch.hosts] for batch in made] == [["old"], ["added"], ["pages"]]
     made = plan.batches(hosts, plan.Pace(canary=1), hosts)
     assert made[0].hosts == (hosts[0],)
+
+
+def test_a_first_deploy_goes_to_all_hosts_at_once():
+    pace = plan.Pace(canary=1, first_at_once=True)
+    assert plan.batches(FIVE, pace, FIVE) == [plan.Batch(tuple(FIVE))]
+    assert len(plan.batches(FIVE, pace, FIVE[1:])) == 5
+    assert plan.batches([], pace, []) == []
+    # Who names an order gets it, on a first deploy as well.
+    assert AskPace().over(Roll()).first_at_once
+    assert not AskPace(batch="1").over(Roll()).first_at_once
+    assert not AskPace(canary="1").over(Roll()).first_at_once
 
 
 @given(st.integers(1, 60), st.integers(1, 100), st.integers(0, 5))

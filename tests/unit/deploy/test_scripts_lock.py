@@ -211,7 +211,7 @@ def test_a_silent_deploy_loses_the_lock(holders, lock):
     one = holders(lease=1, grace=0)
     one.lock(lease=1)
     # Nothing is said, and nothing is closed.
-    assert one.process.wait(30) == 0
+    assert one.process.wait(60) == 0
     assert holders(OTHER).lock(lease=1)[-1] == "@ lock taken"
 
 
@@ -223,7 +223,7 @@ def test_a_holder_that_is_told_to_end_lets_go(holders, lock, number):
     # bash may hear of a signal only when the next line comes.
     with suppress(BrokenPipeError):
         one.send("")
-    assert one.process.wait(20) == 75
+    assert one.process.wait(60) == 75
     assert other.lock()[-1] == "@ lock taken"
 
 

@@ -143,7 +143,7 @@ def test_the_upload_is_exactly_as_long_as_said_and_what_follows_is_signs_of_life
         process.stdin.write(block)
         process.stdin.flush()
     assert process.stdout.read().endswith(b"@ prepared\n")
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     for stream in (process.stdin, process.stdout, process.stderr):
         stream.close()
 
@@ -155,7 +155,7 @@ def broken(bundle, **changes):
 def test_an_upload_that_breaks_off_leaves_nothing(host):
     bundle = host.bundle(FILES)
     process = host.tree.start(host.script(NEW, bundle))
-    _, err = process.communicate(bundle.path.read_bytes()[:-1], timeout=30)
+    _, err = process.communicate(bundle.path.read_bytes()[:-1], timeout=60)
     assert process.returncode == 1
     assert f"broke off after {bundle.size - 1} of {bundle.size} bytes" in err.decode()
     assert host.names == []
@@ -330,7 +330,7 @@ def test_two_deploys_at_once_do_not_mix(host):
         second.stdin.write(bundle.path.read_bytes())
         second.stdin.flush()
         wait_for(lambda: "flock" in commands_of(second.pid))
-    codes = [process.wait(30) for process in (first, second)]
+    codes = [process.wait(60) for process in (first, second)]
     for process in (first, second):
         for stream in (process.stdin, process.stdout, process.stderr):
             stream.close()
@@ -620,7 +620,7 @@ def test_a_step_ends_with_all_its_children_and_leaves_nothing_when_the_connectio
     process.stdin.flush()
     wait_for(lambda: (host.srv / "started").exists() and "sleep" in commands_of(process.pid))
     process.stdin.close()
-    assert process.wait(10) == -signal.SIGTERM
+    assert process.wait(60) == -signal.SIGTERM
     wait_for(lambda: not commands_of(process.pid))
     assert host.names == []
     process.stdout.close()

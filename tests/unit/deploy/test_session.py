@@ -356,7 +356,7 @@ def test_a_key_that_is_refused_does_not_spoil_the_one_that_is_accepted(machines)
     config = host.ssh_config.read_text().replace("  IdentityFile", f"  IdentityFile {wrong}\n  IdentityFile")
     host.ssh_config.write_text(config)
     remote = ssh.Remote(host, threading.Event(), channels=3)
-    assert remote.run("echo in", what="try", timeout=20).lines == ("in",)
+    assert remote.run("echo in", what="try", timeout=60).lines == ("in",)
     assert remote.statistics.channels == 3
     remote.close()
 

@@ -197,7 +197,7 @@ def test_a_script_that_stays_answers_and_is_heard_between_the_answers(machine, m
     talk = remote.talk(ANSWERS, what="stay", on_line=hear)
     assert talk.first(20) == []
     assert talk.ask("say it's so", 20)[-1] == "say it's so"
-    assert signs.wait(20)
+    assert signs.wait(60)
     assert talk.end("end", 20) == ssh.Result(0, (), ())
     assert not talk.alive
     remote.close()
@@ -221,7 +221,20 @@ def test_a_script_that_stays_and_fails_says_why(machine):
     with pytest.raises(HostError, match="worker1: stay: no room") as caught:
         talk.ask("fail", 20)
     assert not caught.value.lost
-    assert remote.run("echo still here", what="try", timeout=20).lines == ("still here",)
+    assert remote.run("echo still here", what="try", timeout=60).lines == ("still here",)
+    remote.close()
+
+
+def test_a_connection_that_breaks_after_the_end_was_asked_for_is_a_lost_one(machine):
+    remote = machine.remote()
+    talk = remote.talk(
+        ANSWERS, what="stay", on_line=lambda line: machine.cut() if line == "say bye" else None
+    )
+    talk.first(20)
+    with pytest.raises(HostError, match="worker1: stay: the connection was lost") as caught:
+        talk.end("say bye", 20)
+    assert caught.value.lost
+    assert remote.run("echo again", what="try", timeout=60).lines == ("again",)
     remote.close()
 
 
@@ -243,20 +256,20 @@ def test_a_channel_that_was_opened_ahead_and_has_ended_is_replaced(machine):
     remote = ssh.Remote(machine.host(), threading.Event(), channels=3)
     remote.open()
     for ahead in remote._ahead:
-        ahead.result(20).close()
-    assert remote.run("echo up", what="try", timeout=20).lines == ("up",)
+        ahead.result(60).close()
+    assert remote.run("echo up", what="try", timeout=60).lines == ("up",)
     assert remote.statistics.channels == 4
     remote.close()
 
 
 def test_a_connection_that_broke_while_nobody_used_it_is_opened_again(machine):
     remote = machine.remote()
-    remote.run("true", what="try", timeout=20)
+    remote.run("true", what="try", timeout=60)
     machine.cut()
     deadline = time.monotonic() + 20
     while remote._connection.transport.is_active() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert remote.run("echo again", what="try", timeout=20).lines == ("again",)
+    assert remote.run("echo again", what="try", timeout=60).lines == ("again",)
     assert remote.statistics.connections == 2
     remote.close()
 

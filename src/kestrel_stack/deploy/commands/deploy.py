@@ -49,6 +49,7 @@ class AskPace:
             roll.canary if self.canary is None else _whole(self.canary, "--canary", MOST_CANARIES),
             roll.soak if self.soak is None else _whole(self.soak, "--soak", LONGEST_SOAK),
             self.ping,
+            first_at_once=self.batch is None and self.canary is None,
         )
 
 
@@ -90,8 +91,8 @@ def deploy(ask: Ask, out: Report) -> int:
     started_at = datetime.now(UTC)
     ask.pace.over(Roll())
     # Reading the commit and building take about as long as reading the inventory and asking the hosts.
-    finding = _meanwhile(lambda: _find(ask))
-    building = _meanwhile(lambda: _files(finding.result().source))
+    finding = meanwhile(lambda: _find(ask))
+    building = meanwhile(lambda: _files(finding.result().source))
     environment = description.load_environment(ask.env, ask.limit)
     found = finding.result()
     source = found.source
@@ -134,9 +135,9 @@ def deploy(ask: Ask, out: Report) -> int:
                 rollout.succeeded(source.spec.keep)
         except DeployError as error:
             if rollout.tried:
-                _afterwards(session, rollout, source, started_at, out, str(error))
+                afterwards(session, rollout, source, started_at, out, str(error))
             raise
-        _afterwards(session, rollout, source, started_at, out)
+        afterwards(session, rollout, source, started_at, out)
     return DONE
 
 
@@ -156,7 +157,7 @@ def _find(ask: Ask) -> _Found:
     return _Found(source, build.read_lock(source.requirements, where), where)
 
 
-def _meanwhile(action: Callable[[], T]) -> Future[T]:
+def meanwhile(action: Callable[[], T]) -> Future[T]:
     """Do something beside the main thread. A command that ends earlier does not wait for it."""
     future: Future[T] = Future()
 
@@ -400,7 +401,7 @@ def _dry_run(
     return DONE
 
 
-def _afterwards(
+def afterwards(
     session: Session,
     rollout: Rollout,
     source: build.Source,
@@ -408,17 +409,20 @@ def _afterwards(
     out: Report,
     reason: str = "",
 ) -> None:
-    """Tell everybody in deploy.yml's `after`, and trim the cache. Never changes how a deploy has ended."""
+    """Tell everybody in deploy.yml's `after`, and trim the cache.
+
+    Never changes how a deploy or a rollback has ended.
+    """
     try:
         done = _deployed(session, rollout, source, started_at, reason)
         after.after_deploy(source.spec.after, done, warn=out.bad, say=out.step)
         build.trim_cache()
     except KeyboardInterrupt:
         # How the hosts stand was decided before.
-        out.bad("stopped before everybody was told of the deploy")
+        out.bad(f"stopped before everybody was told of the {rollout.action}")
     except Exception as error:
         # A defect of ours, after the hosts were switched: it must not look like a deploy that failed.
-        out.bad(f"could not tell of the deploy: {type(error).__name__}: {error}")
+        out.bad(f"could not tell of the {rollout.action}: {type(error).__name__}: {error}")
 
 
 def _deployed(
@@ -427,11 +431,13 @@ def _deployed(
     states = [session.states[host.name] for host in session.hosts]
     before = next((state for state in states if state.current), states[0])
     earlier = before.current_release
+    back = rollout.action == "rollback"
+    known = next((state.release(rollout.name) for state in states if state.release(rollout.name)), None)
     return after.Deployed(
         session.environment.app,
         session.environment.name,
         rollout.name,
-        source.rev,
+        (known.rev if known else "") if back else source.rev,
         tuple(host.name for host in session.hosts),
         rollout.seconds,
         action=rollout.action,
@@ -439,9 +445,10 @@ def _deployed(
         reason=reason,
         previous=before.current,
         previous_rev=earlier.rev if earlier else "",
-        ref=source.ref,
+        ref="" if back else source.ref,
         by=who(),
-        repository=source.repository,
+        # Who is told of a way back knows its commits.
+        repository=None if back else source.repository,
         path=source.prefix,
         started_at=started_at,
         reported=session.environment.reported,
