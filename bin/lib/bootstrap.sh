@@ -2,7 +2,8 @@
 # What bin/up, bin/down and bin/test need before Python can take over: programs, and the virtual environment.
 # Bash and Debian's minimal install are enough for this file. Callers may set `yes` (1: do not ask), `suite`,
 # `with_php` (1: what the tests of the PHP half need), `with_tools` (1: programs that a deploy runs if it is asked to,
-# so that their tests are not skipped) and `with_browser` (1: what the tests in a browser need).
+# so that their tests are not skipped), `with_browser` (1: what the tests in a browser need) and `docker_mb` (the free
+# space, in MB, that containers made anew need).
 #
 #   KESTREL_STACK_VENV    another folder for the virtual environment, so that several checkouts share one
 #   KESTREL_STACK_DOCKER  another Docker client than /usr/bin/docker or the first on PATH
@@ -19,6 +20,11 @@ suite=bookworm
 with_php=0
 with_tools=0
 with_browser=0
+docker_mb=2000
+# Measured: the environment has 504 MB, pip unpacks less than 300 MB at a time, the rest is logs.
+venv_mb=800
+unpack_mb=300
+log_mb=100
 [[ ${CI:-} == true ]] && yes=1
 # What this run did, for Python to report; another bin/* that runs us has its own.
 unset KESTREL_STACK_BOOTSTRAPPED KESTREL_STACK_ENGINE_STARTED
@@ -55,7 +61,22 @@ step() {
     fi
     printf '  %-44s failed after %d s; the end of %s:\n' "$name" "$((SECONDS - started))" "$log" >&2
     tail -n 12 "$log" | sed 's/^/    /' >&2
-    fail "$name failed"
+    fail "$name failed$(advice "$log")"
+}
+
+# What a log's end says about the machine, not about us.
+advice() {
+    local end
+    end=$(tail -n 40 "$1")
+    case $end in
+        *"No space left on device"* | *"Disk quota exceeded"*) printf ': the disk is full; make room, then run %s again' "$program" ;;
+        *"Temporary failure in name resolution"* | *"Name or service not known"* | *"Network is unreachable"* | \
+            *"No route to host"* | *"Connection refused"* | *"Temporary failure resolving"* | *"Could not resolve"* | \
+            *"Could not connect to"* | *"Cannot connect to proxy"* | *ConnectTimeoutError* | *"Read timed out"* | *"(from versions: none)"*)
+            printf ': no way to where packages are; mend the network, or name a proxy (https_proxy) or an index (PIP_INDEX_URL), then run %s again' "$program" ;;
+        *CERTIFICATE_VERIFY_FAILED*)
+            printf ': a certificate on the way to the packages is not trusted here; name the authority (PIP_CERT), then run %s again' "$program" ;;
+    esac
 }
 
 # --- what is there ---------------------------------------------------------------------------------------------------
@@ -119,6 +140,62 @@ venv_works() {
     return $status
 }
 
+# --- the machine: refused before anything is changed -----------------------------------------------------------------
+
+# The nearest folder of a path that exists.
+standing() {
+    local path=$1
+    while [[ ! -e $path ]]; do path=$(dirname "$path"); done
+    printf '%s\n' "$path"
+}
+
+# check_space PATH MB WHAT: df tells what this user may still write, so without df nothing is asked. A file system that
+# does not know its size (some network drives and tmpfs without a limit) gives 0 for it.
+check_space() {
+    local path line size free
+    has df || return 0
+    path=$(standing "$1")
+    line=$(df --block-size=1M --output=size,avail "$path" 2>/dev/null | tail -n 1) || return 0
+    read -r size free <<<"$line" || return 0
+    [[ $size =~ ^[0-9]+$ && $free =~ ^[0-9]+$ && $size -gt 0 ]] || return 0
+    [[ $free -ge $2 ]] || fail "$path has $free MB free, and $3 needs $2 MB: make room, then run $program again"
+}
+
+check_files() {
+    local path whose
+    for path in "$root" "$root/.lab" "$root/.ansible"; do
+        [[ ! -e $path || -w $path ]] && continue
+        whose=$(stat -c %U "$path" 2>/dev/null) || whose='another user'
+        fail "$path belongs to $whose, and $(id -un) may not write there: run $program as $whose, or: sudo chown -R $(id -un) '$path'"
+    done
+    if [[ -e $venv && ! -w $venv ]] && ! { [[ -n ${python:-} ]] && venv_ready; }; then
+        whose=$(stat -c %U "$venv" 2>/dev/null) || whose='another user'
+        fail "$venv belongs to $whose, and $(id -un) may not write there: run $program as $whose, or: sudo chown -R $(id -un) '$venv'"
+    fi
+}
+
+# fab deploy sends what is committed: told before minutes of work, not after them.
+check_commit() {
+    local reason
+    has git || return 0
+    git -C "$root" cat-file -e HEAD:./examples/shop/deploy.yml 2>/dev/null && return 0
+    reason=$(LC_ALL=C git -C "$root" rev-parse --verify HEAD 2>&1 >/dev/null) || true
+    case $reason in
+        *"dubious ownership"*)
+            fail "$root belongs to another user, so git does not read it: run $program as that user, or: git config --global --add safe.directory '$root'" ;;
+        *)
+            fail "$root is no git clone with a commit, and fab deploy sends what is committed: git clone it, or there: git init && git add --all && git commit --message start" ;;
+    esac
+}
+
+# Ansible refuses a locale that is not UTF-8, or that this machine does not have. C.UTF-8 is everywhere.
+use_utf8() {
+    has locale || return 0
+    if [[ $(locale charmap 2>/dev/null) != UTF-8 || -n $(locale 2>&1 >/dev/null) ]]; then
+        export LC_ALL=C.UTF-8
+    fi
+}
+
 # --- what is missing: named before anything is changed ---------------------------------------------------------------
 
 # check_needs WITH_ENGINE: fills `packages`; ends the program when something cannot be installed with apt.
@@ -138,6 +215,16 @@ check_needs() {
             */python3) packages+=(python3-venv) ;;
             *) packages+=("${python##*/}-venv") ;;
         esac
+    fi
+    check_files
+    if venv_ready; then
+        check_space "$root" "$log_mb" 'a log of what is done'
+    else
+        check_space "$venv" "$venv_mb" 'a virtual environment'
+        check_space "${TMPDIR:-/tmp}" "$unpack_mb" 'what pip unpacks'
+    fi
+    if [[ $with_engine -eq 1 ]]; then
+        check_commit
     fi
     has git || packages+=(git)
     { has ssh && has ssh-keygen; } || packages+=(openssh-client)
@@ -181,6 +268,7 @@ check_browser() {
 check_engine() {
     local client reason
     if engine_answers; then
+        check_containers
         if ! has mmdebstrap && ! base_image_in_reach; then
             packages+=(mmdebstrap)
         fi
@@ -208,6 +296,24 @@ check_engine() {
     if [[ ${packages[*]} == *mmdebstrap* ]] && ! [[ -e /usr/share/keyrings/debian-archive-keyring.gpg ]]; then
         packages+=(debian-archive-keyring gpg)
     fi
+}
+
+# An engine of this machine, and its containers' way out.
+check_containers() {
+    local client about name security folder
+    client=$(docker_client)
+    about=$("$client" info --format '{{.Name}}{{"\n"}}{{.SecurityOptions}}{{"\n"}}{{.DockerRootDir}}' 2>/dev/null) || return 0
+    { read -r name && read -r security && read -r folder; } <<<"$about" || return 0
+    # In a virtual machine (Docker Desktop), behind a context or DOCKER_HOST, or seen from inside a container: its
+    # disk and its network are not those that are seen here.
+    [[ -z ${DOCKER_HOST:-} && $name == "$(</proc/sys/kernel/hostname)" ]] || return 0
+    # An engine without root has a network of its own.
+    if [[ $security != *name=rootless* && $(cat /proc/sys/net/ipv4/ip_forward 2>/dev/null) == 0 ]]; then
+        fail "this machine forwards no packets, so containers reach no packages: sudo sysctl -w net.ipv4.ip_forward=1"
+    fi
+    # Containers that stand need nothing more.
+    [[ $folder == /* && -z $("$client" ps --all --quiet --filter "label=kestrel-stack.checkout=$root" 2>/dev/null) ]] || return 0
+    check_space "$folder" "$docker_mb" "what $program makes in Docker"
 }
 
 # --- installing ------------------------------------------------------------------------------------------------------
@@ -268,6 +374,9 @@ bootstrap() {
     check_needs "$1"
     install_packages
     python=$(find_python) || fail "Python 3.11, 3.12 or 3.13 is needed, and installing python3 did not bring one"
+    if [[ $1 -eq 1 ]]; then
+        check_commit
+    fi
     if ! venv_ready; then
         mkdir -p "$root/.lab" "$(dirname "$venv")"
         local mutex=$root/.lab/bootstrap.lock
@@ -289,5 +398,6 @@ bootstrap() {
     export ANSIBLE_CONFIG=$root/ansible.cfg
     # Ansible's and molecule's own files stay in the checkout, out of the home folder.
     export ANSIBLE_HOME=$root/.ansible
+    use_utf8
     cd "$root" || fail "cannot enter $root"
 }

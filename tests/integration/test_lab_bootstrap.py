@@ -6,7 +6,6 @@ import os
 import pty
 import shutil
 import signal
-import stat
 import subprocess
 import time
 from collections.abc import Callable
@@ -14,120 +13,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-# Debian's minimal install, as far as the scripts use it.
-MINIMAL = (
-    *(
-        "bash",
-        "env",
-        "dirname",
-        "basename",
-        "sha256sum",
-        "cut",
-        "cat",
-        "cp",
-        "grep",
-        "tail",
-        "head",
-        "sed",
-        "mkdir",
-    ),
-    *(
-        "rm",
-        "mv",
-        "ls",
-        "mktemp",
-        "flock",
-        "sleep",
-        "timeout",
-        "tee",
-        "uname",
-        "date",
-        "sort",
-        "tr",
-        "wc",
-        "touch",
-    ),
-)
-
-
-class Machine:
-    """A checkout with the real scripts, and a PATH made of nothing but what a test puts there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.checkout = folder / "checkout"
-        self.path = folder / "path"
-        self.calls = folder / "calls"
-        self.path.mkdir(parents=True)
-        for name in MINIMAL:
-            found = shutil.which(name)
-            if found:
-                (self.path / name).symlink_to(found)
-        shutil.copytree(ROOT / "bin", self.checkout / "bin")
-        (self.checkout / "requirements").mkdir()
-        (self.checkout / "requirements" / "controller.txt").write_text("# nothing\n")
-        self.environment = {
-            "PATH": str(self.path),
-            "HOME": str(folder),
-            "KESTREL_STACK_DOCKER": "stand-in-docker",
-            "CALLS": str(self.calls),
-            "LANG": "C.UTF-8",
-        }
-
-    def has(self, name: str, script: str = "exit 0") -> None:
-        """Put a program on PATH that notes its call and runs a shell script."""
-        program = self.path / name
-        program.unlink(missing_ok=True)
-        program.write_text(f'#!/bin/bash\necho "{name} $*" >>"$CALLS"\n{script}\n')
-        program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-
-    def lacks(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
-
-    def called(self, start: str) -> list[str]:
-        if not self.calls.exists():
-            return []
-        return [line for line in self.calls.read_text().splitlines() if line.startswith(start)]
-
-    def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(self.checkout / command[0]), *command[1:]],
-            env={**self.environment, **more},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def changed_nothing(self) -> bool:
-        return not (self.checkout / ".lab").exists() and not (self.checkout / ".venv").exists()
-
-
-# A Python that makes a folder for a venv, and whose pip and lab do nothing but note that they were called.
-WORKING_PYTHON = """
-case "$*" in
-    *version_info*) echo 3.12 ;;
-    *platform*) echo "3.12.1 /usr" ;;
-    "-m venv "*) mkdir -p "$3/bin"; echo home=/usr >"$3/pyvenv.cfg"; cp "$0" "$3/bin/python" ;;
-    "-m pip "*) eval "$PIP_DOES" ;;
-    "-m kestrel_stack.lab "* | "-m kestrel_stack.dev "*) echo "took over: $*" ;;
-    *) echo "not a call that these tests expect: $*" >&2; exit 99 ;;
-esac
-"""
-ANSWERING = 'case "$1" in info | image | images) echo yes ;; esac'
+from support.bare_machine import WORKING_PYTHON, Machine, whole_machine
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     """A machine that has everything and is root."""
-    made = Machine(tmp_path)
-    made.has("id", "echo 0")
-    made.has("python3", WORKING_PYTHON)
-    for name in ("git", "ssh", "ssh-keygen", "mmdebstrap", "apt-get"):
-        made.has(name)
-    made.has("stand-in-docker", ANSWERING)
-    made.has("dockerd")
-    return made
+    return whole_machine(tmp_path)
 
 
 def test_a_machine_that_has_everything_is_asked_nothing_and_goes_on(machine: Machine) -> None:
@@ -455,13 +347,13 @@ def test_two_at_once_make_one_environment(machine: Machine) -> None:
     assert started[1].stdout is not None
     waiting = started[1].stdout.readline()
     gate.touch()
-    outputs = [process.communicate(timeout=30) for process in started]
+    outputs = [process.communicate(timeout=60) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     assert "waiting for another bin/*" in waiting
     assert len(machine.called("python3 -m venv " + str(machine.checkout))) == 1
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not come true"
@@ -540,7 +432,7 @@ def test_an_interrupted_step_takes_what_it_started_with_it(machine: Machine) -> 
     )
     wait_for(note.exists)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in stderr
     wait_for(lambda: not Path(f"/proc/{note.read_text().strip()}").exists())

@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
 
     test = commands.add_parser("test", help="what bin/test does")
     test.add_argument("--long", action="store_true", help="also Debian 13 and the tests marked long")
-    test.add_argument("--only", action="append", default=[], metavar="STAGE", help="these stages only")
+    test.add_argument("stages", nargs="*", metavar="STAGE", help="these stages only")
+    test.add_argument("--only", action="append", default=[], metavar="STAGE", help="the same")
     test.add_argument("--list", action="store_true", help="name the stages")
     return top
 
@@ -85,7 +86,9 @@ def run(options: argparse.Namespace) -> int:
         case "down":
             return up.down(options.env, everything=options.all)
         case "test":
-            return stages.run(long=options.long, only=options.only, list_only=options.list)
+            return stages.run(
+                long=options.long, only=[*options.stages, *options.only], list_only=options.list
+            )
         case "image":
             engine.require()
             print(image.ensure(options.suite)[0])

@@ -29,6 +29,7 @@ MAX_HOSTS = 200
 READY_SECONDS = 90.0
 LOGIN_SECONDS = 20.0
 POLL_SECONDS = 0.1
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 # Private, and rarely a company's own network; one /24 per lab.
 POOL = [
     ipaddress.IPv4Network(f"172.{second}.{third}.0/24") for second in range(20, 32) for third in range(256)
@@ -363,10 +364,21 @@ def _wait_for_systemd(lab: Lab, host: str, say: Callable[[str], None]) -> None:
     reason = _wait(condition, READY_SECONDS)
     if ended:
         _tell_journal(lab, host, say)
-        raise LabError(f"{host}: the container ended at once (systemd did not start in it)")
+        raise LabError(f"{host}: the container ended at once (systemd did not start in it){_few_watches()}")
     if reason is not None:
         _tell_journal(lab, host, say)
         raise LabError(f"{host}: systemd is not up after {READY_SECONDS:.0f} s: {reason}")
+
+
+def _few_watches(read: Callable[[], str] = lambda: INOTIFY.read_text(encoding="ascii")) -> str:
+    """Name the limit that many containers reach first, where it is as low as kernels have it at first."""
+    try:
+        limit = int(read())
+    except (OSError, ValueError):
+        return ""
+    if limit >= 512:
+        return ""
+    return f": {limit} inotify instances may be too few: sudo sysctl -w fs.inotify.max_user_instances=1024"
 
 
 def _install_key(lab: Lab, host: str) -> None:

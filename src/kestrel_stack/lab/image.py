@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +113,29 @@ def machine_apt_settings() -> list[str]:
     return [match.group(0) for match in APT_SETTINGS.finditer(done.stdout)]
 
 
+def with_proxies(settings: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """Return apt's settings with the environment's proxies where apt has none of its own.
+
+    The hosts keep them. Raises LabError when a proxy listens on this machine's loopback, where no host comes.
+    """
+    found = list(settings)
+    for scheme in ("http", "https"):
+        if not any(line.startswith(f"Acquire::{scheme}::Proxy ") for line in found) and (
+            proxy := environ.get(f"{scheme}_proxy")
+        ):
+            # Others take a proxy that is host:port alone, but apt does not.
+            found.append(f'Acquire::{scheme}::Proxy "{proxy if "://" in proxy else f"http://{proxy}"}";')
+    for line in found:
+        proxy = line.partition('"')[2].rpartition('"')[0] if "::Proxy" in line else ""
+        host = (urllib.parse.urlsplit(proxy).hostname or "") if "://" in proxy else ""
+        if host == "localhost" or host == "::1" or re.fullmatch(r"127\.[0-9.]+", host):
+            raise LabError(
+                f"the proxy at {host} is not reached from the hosts in containers: name it by this machine's "
+                "own address, in apt's settings or in http_proxy and https_proxy"
+            )
+    return found
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -188,9 +212,8 @@ def write_context(suite: str, folder: Path) -> None:
     (machine / "ca").mkdir(parents=True)
     mirror = machine_mirror()
     (machine / "sources.list").write_text(sources(suite, mirror) if mirror else "", encoding="utf-8")
-    (machine / "apt.conf").write_text(
-        "".join(f"{line}\n" for line in machine_apt_settings()), encoding="utf-8"
-    )
+    settings = with_proxies(machine_apt_settings(), os.environ)
+    (machine / "apt.conf").write_text("".join(f"{line}\n" for line in settings), encoding="utf-8")
     for certificate in sorted(OWN_CA.glob("**/*.crt")) if OWN_CA.is_dir() else []:
         shutil.copyfile(certificate, machine / "ca" / certificate.name)
 

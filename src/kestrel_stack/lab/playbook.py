@@ -54,11 +54,14 @@ class Output:
     def _close_task(self) -> None:
         # Ignored failures are rescued by the play itself and end with this line.
         if self._failing and not any(line.startswith("...ignoring") for line in self._task):
-            self._failures = self._task
+            self._failures += self._task
         self._task, self._failing = [], False
 
     def failure(self) -> list[str]:
-        """Return the failing task's heading and output, at most 30 lines; empty when none failed."""
+        """Return the failing tasks' headings and output, at most 30 lines; empty when none failed.
+
+        Several: no host waits for another one's failure, and the last to fail only says that the run ends.
+        """
         self._close_task()
         return self._failures[:FAILURE_LINES]
 

@@ -92,3 +92,13 @@ def test_a_file_is_replaced_whole_and_an_equal_one_is_left_alone(tmp_path: Path)
     hosts.write(path, "two\n")
     assert path.read_text() == "two\n"
     assert [item.name for item in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [("128\n", True), ("511\n", True), ("512\n", False), ("8192\n", False), ("none\n", False)],
+)
+def test_a_limit_that_many_containers_reach_is_named_with_its_command(limit: str, told: bool) -> None:
+    said = hosts._few_watches(lambda: limit)
+    assert ("sysctl -w fs.inotify.max_user_instances=1024" in said) is told
+    assert bool(said) is told

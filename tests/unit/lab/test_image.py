@@ -88,3 +88,28 @@ def test_the_build_context_has_the_machines_certificates_and_nothing_else_of_it(
     image.write_context("bookworm", tmp_path / "context")
     assert [path.name for path in (tmp_path / "context" / "machine" / "ca").iterdir()] == ["own.crt"]
     assert (tmp_path / "context" / "Dockerfile").is_file()
+
+
+def test_a_proxy_of_the_environment_is_kept_for_the_hosts_unless_apt_has_its_own() -> None:
+    environ = {"http_proxy": "http://proxy.example:3128", "https_proxy": "http://proxy.example:3129"}
+    own = 'Acquire::http::Proxy "http://cache.example:3142";'
+    assert image.with_proxies([own], environ) == [own, 'Acquire::https::Proxy "http://proxy.example:3129";']
+    assert image.with_proxies([own], {}) == [own]
+    bare = image.with_proxies([], {"http_proxy": "proxy.example:3128"})
+    assert bare == ['Acquire::http::Proxy "http://proxy.example:3128";']
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://127.0.0.1:3128", "http://localhost:3128/", "http://ada:secret@[::1]:1"]
+)
+@pytest.mark.parametrize("where", ["apt", "environment"])
+def test_a_proxy_that_no_host_reaches_is_refused_without_its_password(proxy: str, where: str) -> None:
+    settings = [f'Acquire::http::Proxy "{proxy}";'] if where == "apt" else []
+    with pytest.raises(LabError, match="is not reached from the hosts in containers") as raised:
+        image.with_proxies(settings, {} if settings else {"http_proxy": proxy})
+    assert "secret" not in str(raised.value)
+
+
+def test_a_proxy_without_a_scheme_that_no_host_reaches_is_refused_too() -> None:
+    with pytest.raises(LabError, match="the proxy at localhost"):
+        image.with_proxies([], {"http_proxy": "localhost:3128"})

@@ -51,6 +51,13 @@ def test_the_failing_task_is_kept_with_its_message() -> None:
     assert output.failure()[-1].strip() == "msg: Unable to start service kestrel"
 
 
+def test_the_failures_of_several_hosts_are_kept_in_their_order() -> None:
+    end = "\nTASK [Stop when a host has failed] ***\nfatal: [queue1]: FAILED! => \n    msg: worker1 failed\n"
+    output, _, _ = feed(RUN + FAILURE + end + RECAP)
+    assert output.failure()[0] == "TASK [kestrel : Start the service]"
+    assert output.failure()[-1].strip() == "msg: worker1 failed"
+
+
 def test_an_ignored_failure_is_none() -> None:
     output, _, _ = feed(RUN + FAILURE + "...ignoring\n" + RECAP)
     assert output.failure() == []
