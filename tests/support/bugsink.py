@@ -18,11 +18,11 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from kestrel_stack.deploy.build.cache import write_whole
-from kestrel_stack.deploy.build.lock import read_lock
 from kestrel_stack.deploy.build.wheelhouse import build
 from kestrel_stack.deploy.hoststate import Target
 
@@ -71,53 +71,6 @@ project = Project.objects.create(name="shop", team=Team.objects.create(name="sho
 token = AuthToken.create_full_access().token
 print(json.dumps({"project": project.pk, "key": project.sentry_key.hex, "token": token}))
 """
-
-
-# A release of before, whose tables were others, as pip has it: what it wants in place of today's.
-OLDER = {
-    "bugsink": (
-        "2.5.1",
-        "4631e9360db1541d1b20c404e9813006e001f5133cf18c35e01ba925656fd706",
-        "fea675d76cda3edb0deffc7b34c220eacf69b2abecb5e2ee586ed59d16c6bf5d",
-    ),
-    "djangorestframework": (
-        "3.17.2",
-        "89ed713b6dc83e1539f214b7d10808ae19bb8511004beba886225da6d5c9dafa",
-        "cb0546a7415d5b46c04e0f4fe0a54b2109f4fdd5e83ca773c8c6183a6493d042",
-    ),
-    "gunicorn": (
-        "26.0.0",
-        "40233d26a5f0d1872916188c276e21641155111c2853f0c2cd55260aec0d24fc",
-        "ca9346f85e3a4aeeb64d491045c16b9a35647abd37ea15efe53080eb8b090baf",
-    ),
-    "packaging": (
-        "26.3",
-        "94edc256424af38762eb31306eed28beb9f0efc50a8837492c9d6fd6004aed79",
-        "d7193f7c8e4e93f444fde0262bf90af30e16fa0ad0ad44cb553c87339b23cd1c",
-    ),
-    "pygments": (
-        "2.20.0",
-        "6757cd03768053ff99f3039c1a36d6c0aa0b263438fcab17520b30a303a82b5f",
-        "81a9e26dd42fd28a23a2d169d86d7ac03b46e2f8b59ed4698fb4785f946d0176",
-    ),
-    "semver": (
-        "3.0.4",
-        "9c824d87ba7f7ab4a1890799cec8596f15c1241cb473404ea1cb0c55e4b04746",
-        "afc7d8c584a5ed0a11033af086e8af226a9c0b206f313e0301f8dd7b6b589602",
-    ),
-}
-
-
-def older_lock(folder: Path = CACHE) -> Path:
-    """Write the lock of a release of before, and return where it is."""
-    lock = read_lock((ROOT / LOCK).read_text(), LOCK).for_target(this_machine())
-    kept = [line for line in lock.splitlines() if line.partition("==")[0] not in OLDER]
-    for name, (version, *digests) in OLDER.items():
-        kept.append(" ".join([f"{name}=={version}", *(f"--hash=sha256:{digest}" for digest in digests)]))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "older.txt"
-    write_whole(path, "".join(f"{line}\n" for line in kept).encode())
-    return path
 
 
 def this_machine() -> Target:
@@ -182,6 +135,21 @@ def _run(*command: object, check: bool = True, **options: object) -> str:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, **options)
     assert not check or done.returncode == 0, f"{command[0]} {command[1:3]}: {done.stderr or done.stdout}"
     return done.stdout
+
+
+def send(dsn: str, message: str = "out of stock") -> str:
+    """Send one event as the protocol has it; return its id."""
+    parts, event = urlsplit(dsn), uuid.uuid4().hex
+    payload = json.dumps({"event_id": event, "message": message, "level": "error", "platform": "python"})
+    body = f'{{"event_id":"{event}"}}\n{{"type":"event","length":{len(payload)}}}\n{payload}\n'
+    request = urllib.request.Request(
+        f"http://{parts.hostname}:{parts.port}/api{parts.path}/envelope/",
+        body.encode(),
+        {"X-Sentry-Auth": f"Sentry sentry_version=7, sentry_client=test/1, sentry_key={parts.username}"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200
+    return event
 
 
 def free_port() -> int:
@@ -262,10 +230,10 @@ class Bugsink:
             process.terminate()
         for process in self._processes:
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(20)
+                process.wait(60)
         self._processes = []
 
     def quota(self, *, per_5_minutes: int, per_hour: int = 1_000_000, per_month: int = 1_000_000) -> None:
@@ -367,7 +335,7 @@ class Bugsink:
 
     def _ask(self, url: str) -> dict:
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.token}"})
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     def _is_ready(self, seconds: float = 5) -> bool:

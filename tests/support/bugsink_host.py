@@ -9,12 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.request
-import uuid
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from support.bugsink import EMAIL, PASSWORD, free_port, venv
+from support.bugsink import EMAIL, PASSWORD, free_port, send, venv
 from support.host_programs import CHECKOUT
 
 PROGRAM = CHECKOUT / "templates/usr/local/sbin/kestrel-stack-bugsink"
@@ -282,17 +279,7 @@ class BugsinkHost:
 
     def send(self, message: str = "out of stock", dsn: str | None = None) -> str:
         """Send an event as the protocol has it; return its id."""
-        parts, event = urlsplit(dsn or self.told_of()["dsn"]), uuid.uuid4().hex
-        payload = json.dumps({"event_id": event, "message": message, "level": "error", "platform": "python"})
-        body = f'{{"event_id":"{event}"}}\n{{"type":"event","length":{len(payload)}}}\n{payload}\n'
-        request = urllib.request.Request(
-            f"http://{parts.hostname}:{parts.port}/api{parts.path}/envelope/",
-            body.encode(),
-            {"X-Sentry-Auth": f"Sentry sentry_version=7, sentry_client=test/1, sentry_key={parts.username}"},
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            assert answer.status == 200
-        return event
+        return send(dsn or self.told_of()["dsn"], message)
 
     def lost(self, events: list[str], seconds: int = 20) -> list[str]:
         """Return those of some events that are not there, nor come."""

@@ -29,26 +29,42 @@ SHELL_SCRIPTS = (
     "bin/test",
     "bin/demo",
     "bin/lib/bootstrap.sh",
+    "bench/run",
     ".ci/run",
     "requirements/lock",
 )
 NO_TESTS_COLLECTED = 5
+TESTS_PATH = f"{CHECKOUT / 'src'}{os.pathsep}{CHECKOUT / 'tests'}"
+"""For programs of tests/support that run by themselves."""
 AT_ONCE = 3
 """How many of these tests run side by side: most of their time they wait for processes, and for clocks.
 
 No more than that, since stages with containers run meanwhile, and two cores are to be enough for all.
 """
-LONG_SCENARIOS = ("consumers", "kestrel-release", "kestrel_web", "sentry-self-hosted", "web")
+LONG_SCENARIOS = ("consumers", "kestrel-release", "kestrel_web", "sentry", "sentry-self-hosted", "web")
 """For ``--long`` only: ``default`` has these roles as well.
 
-What it has not (a release of Kestrel on Java, PHP's pages, Sentry by its own installer, every variable
-changed) has tests of its parts in the stages that need no containers.
+What it has not (a release of Kestrel on Java, PHP's pages, another Bugsink in the place of one, Sentry by
+its own installer, every variable changed) has tests of its parts in the stages that need no containers.
 """
+MINUTES = {"default": 18, "sentry": 9}
+"""Scenarios that take longer than the others; see `Stage.minutes`."""
+LONG_LABS = {
+    "faults": ("tests/faults/lab", "faults on a lab under load, counted: the rows of docs/proof.md"),
+    "operations": ("tests/operations", "docs/operations.md, step by step on a lab"),
+    "upgrades": ("tests/upgrades", "from earlier commits, half runs and single roles to this one"),
+}
+"""Stages for ``--long`` only, each with labs of its own: the folder of their tests, and what they show."""
 LOGS = CHECKOUT / ".lab" / "test"
 """What stages print while another one's turn to be shown has not come."""
+OUTSIDE_LONG_LABS = tuple(f"--ignore={folder}" for folder, _ in LONG_LABS.values())
 POLL_SECONDS = 0.1
 CLEAN_UP_SECONDS = 60.0
 """What an interrupted stage gets to remove its containers."""
+PATIENCE = 4
+"""How many times as long as it says a stage may take, on whatever machine; then it is ended: it hangs."""
+LEAST_MINUTES = 40
+"""What every stage may take."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +79,19 @@ class Stage:
     environment: Mapping[str, str] = field(default_factory=dict)
     scenario: str = ""
     """Molecule's; each has hosts, a network and a folder of its own."""
+    minutes: int = 5
+    """About how long it takes beside others: of those with containers the longest begins first."""
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which it is ended."""
+        return 60.0 * max(LEAST_MINUTES, PATIENCE * self.minutes)
 
 
 def pytest(*arguments: str) -> list[str]:
-    """Return a pytest command that leaves no cache in the checkout."""
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    """Return a pytest command that leaves no cache in the checkout, and names the tests that take longest."""
+    slowest = ["--durations=10", "--durations-min=5"]
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *slowest, *arguments]
 
 
 def side_by_side(*arguments: str) -> list[str]:
@@ -89,8 +113,11 @@ def scenarios(folder: Path = CHECKOUT / "molecule") -> list[str]:
     return sorted(names, key=lambda name: name != "default")
 
 
-def stages(*, long: bool) -> list[Stage]:
-    """Return every stage, in the order in which they run: cheap ones first."""
+def stages(*, long: bool, only: Sequence[str] = ()) -> list[Stage]:
+    """Return every stage, in the order in which they run: cheap ones first.
+
+    Those for ``--long`` come if it is given, or if they are named. Tests marked long run with it only.
+    """
     tool = programs.tool
     plain = [] if sys.stdout.isatty() else ["--nocolor"]
     unlong = "" if long else " and not long"
@@ -120,7 +147,8 @@ def stages(*, long: bool) -> list[Stage]:
             "pytest contract, integration, faults: real processes and sockets on loopback",
             [
                 side_by_side(
-                    "tests/contract", "tests/integration", "tests/faults", "-m", f"not docker{unlong}"
+                    *("tests/contract", "tests/integration", "tests/faults"),
+                    *(*OUTSIDE_LONG_LABS, "-m", f"not docker{unlong}"),
                 )
             ],
         ),
@@ -132,8 +160,9 @@ def stages(*, long: bool) -> list[Stage]:
         Stage(
             "docker",
             "pytest marked docker: the lab's containers",
-            [pytest("-m", f"docker{unlong}")],
+            [pytest(*OUTSIDE_LONG_LABS, "-m", f"docker{unlong}")],
             docker=True,
+            minutes=120 if long else 20,
         ),
     ]
     thorough = {"KESTREL_STACK_LONG": "1"} if long else {}
@@ -148,16 +177,32 @@ def stages(*, long: bool) -> list[Stage]:
                 long=name in LONG_SCENARIOS,
                 environment=thorough,
                 scenario=name,
+                minutes=MINUTES.get(name, 7),
             )
         )
     found.append(
         Stage(
             "newcomer",
-            "a fresh clone: bin/up twice, bin/down twice",
+            f"a fresh clone: bin/up{'' if long else ' --env single'} twice, bin/down twice",
             [[sys.executable, "-m", "kestrel_stack.lab.newcomer"]],
             docker=True,
+            minutes=6,
+            environment=thorough,
         )
     )
+    for name, (folder, about) in LONG_LABS.items():
+        commands = [pytest(folder, "-m", "docker")]
+        if name == "faults":
+            commands.append([sys.executable, "-m", "support.proof", "--print"])
+        found.append(
+            Stage(
+                *(name, about, commands),
+                docker=True,
+                long=True,
+                environment={"PYTHONPATH": TESTS_PATH, **thorough},
+                minutes=60,
+            )
+        )
     for name in scenarios():
         found.append(
             Stage(
@@ -168,6 +213,7 @@ def stages(*, long: bool) -> list[Stage]:
                 long=True,
                 environment={"KESTREL_STACK_SUITE": "trixie", **thorough},
                 scenario=name,
+                minutes=MINUTES.get(name, 7),
             )
         )
     found.append(
@@ -181,7 +227,7 @@ def stages(*, long: bool) -> list[Stage]:
             scenario="kestrel-release",
         )
     )
-    return [stage for stage in found if long or not stage.long]
+    return [stage for stage in found if long or not stage.long or stage.name in only]
 
 
 @dataclass(frozen=True)
@@ -223,6 +269,10 @@ class Run:
             if code != 0 and not _nothing_to_run(self._command, code):
                 self._failed.append(f"{self._name()}: exit {code}")
             self._next()
+        if self.result is None and time.monotonic() - self._started > self.stage.limit:
+            self._failed.append(f"{self._name()}: ended after {clock(self.stage.limit)}, it hangs")
+            self._commands = iter(())
+            self.end()
         return self.result is not None
 
     def end(self) -> None:
@@ -253,7 +303,9 @@ def _environment(stage: Stage) -> dict[str, str]:
     colours = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}
     if sys.stdout.isatty():
         colours = {"FORCE_COLOR": "1", "ANSIBLE_FORCE_COLOR": "1", "PY_COLORS": "1"}
-    return {**os.environ, **colours, **stage.environment}
+    # Thousands of processes start in a run: none of them is to compile again what another one has.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, **colours, **stage.environment}
 
 
 def _nothing_to_run(command: Sequence[str], code: int) -> bool:
@@ -261,24 +313,23 @@ def _nothing_to_run(command: Sequence[str], code: int) -> bool:
 
 
 def lanes(chosen: Sequence[Stage]) -> list[list[Stage]]:
-    """Return the stages that go one after the other, in lanes that go side by side.
+    """Return what waits for each lane: stages go one after the other in a lane, lanes side by side.
 
-    The lab's containers and molecule's have names and networks of their own, and both mostly wait: all lanes
-    together take little longer than the slowest.
+    This machine's own stages have one lane; those with containers share two, the longest first, so that no
+    lane ends long after the others. Each has containers and a network of its own.
     """
-    found: dict[str, list[Stage]] = {}
-    for stage in chosen:
-        lane = "molecule" if stage.scenario else "lab" if stage.docker else "here"
-        found.setdefault(lane, []).append(stage)
-    return list(found.values())
+    here = [stage for stage in chosen if not stage.docker]
+    boxes = sorted((stage for stage in chosen if stage.docker), key=lambda stage: -stage.minutes)
+    # One list, from which both take.
+    return [lane for lane in (here, boxes, boxes if len(boxes) > 1 else []) if lane]
 
 
 def take(waiting: Sequence[list[Stage]], number: int, running: Sequence[Stage]) -> Stage | None:
-    """Take a lane's next stage; a lane that has none left helps molecule's, which has most to do.
+    """Take a lane's next stage; a lane that has none left helps with the containers.
 
     Never a scenario that runs: on another Debian its hosts have the same names.
     """
-    lane = waiting[number] or next((lane for lane in waiting if lane and lane[0].scenario), [])
+    lane = waiting[number] or next((lane for lane in waiting if lane and lane[0].docker), [])
     busy = {stage.scenario for stage in running if stage.scenario}
     for stage in lane:
         if stage.scenario not in busy:
@@ -362,17 +413,15 @@ def _show(log: BinaryIO) -> bool:
 
 def run(*, long: bool, only: Sequence[str], list_only: bool) -> int:
     """Run the stages; return 0 when all passed, 1 when any failed, 130 when interrupted."""
-    known = stages(long=long or bool(only))
+    known = stages(long=True)
     if list_only:
-        for stage in stages(long=True):
+        for stage in known:
             say(f"{stage.name:<22} {stage.about}{' (--long)' if stage.long else ''}")
         return 0
     unknown = sorted(set(only) - {stage.name for stage in known})
     if unknown:
-        raise LabError(
-            f"--only {unknown[0]}: no such stage; there are: {', '.join(stage.name for stage in known)}"
-        )
-    chosen = [stage for stage in known if stage.name in only] if only else known
+        raise LabError(f"{unknown[0]}: no such stage; there are: {', '.join(stage.name for stage in known)}")
+    chosen = [stage for stage in stages(long=long, only=only) if not only or stage.name in only]
     programs.interrupts_on_term()
     started = time.monotonic()
     results: list[Result] = []
@@ -401,7 +450,8 @@ def _prepare(chosen: Sequence[Stage], results: list[Result]) -> bool:
     with step("Docker engine") as at:
         started_engine = daemon.ensure(ENGINE_STATE)
         at.result = "started" if started_engine else "answers"
-    suites = ["bookworm", *(["trixie"] if any(stage.long for stage in chosen) else [])]
+    named = [stage.environment.get("KESTREL_STACK_SUITE", "bookworm") for stage in chosen]
+    suites = list(dict.fromkeys(["bookworm", *named]))
     try:
         for suite in suites:
             with step(f"Host image, {suite}") as at:

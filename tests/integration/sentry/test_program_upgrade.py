@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support.bugsink import older_lock
 from support.bugsink_host import BugsinkHost
+from support.older_bugsink import older_lock
 
 pytestmark = pytest.mark.long
 

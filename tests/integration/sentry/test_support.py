@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import urllib.error
 import urllib.request
 import uuid
-from urllib.parse import urlsplit
 
 import pytest
 
-from support.bugsink import Bugsink
-
-
-def send(dsn: str, message: str) -> str:
-    """Send one event as the protocol has it; return its id."""
-    parts, event = urlsplit(dsn), uuid.uuid4().hex
-    payload = json.dumps({"event_id": event, "message": message, "level": "error", "platform": "python"})
-    body = f'{{"event_id":"{event}"}}\n{{"type":"event","length":{len(payload)}}}\n{payload}\n'
-    request = urllib.request.Request(
-        f"http://{parts.hostname}:{parts.port}/api{parts.path}/envelope/",
-        body.encode(),
-        {"X-Sentry-Auth": f"Sentry sentry_version=7, sentry_client=test/1, sentry_key={parts.username}"},
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        assert answer.status == 200
-    return event
+from support.bugsink import Bugsink, send
 
 
 def test_what_is_sent_is_found_again_and_one_that_was_away_still_has_it(tmp_path):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from support import role_parts
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 SCENARIO = CHECKOUT / "molecule/kestrel-release"
@@ -19,19 +18,8 @@ def play():
     """Run the role on the host with further variables; return the finished process."""
 
     def run(**variables):
-        return subprocess.run(
-            [
-                Path(sys.executable).parent / "ansible-playbook",
-                f"--inventory={SCENARIO / 'inventory'}",
-                "--extra-vars",
-                json.dumps(variables),
-                SCENARIO / "converge.yml",
-            ],
-            cwd=CHECKOUT,
-            env={**os.environ, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"},
-            capture_output=True,
-            text=True,
-            timeout=300,
+        return role_parts.ansible(
+            SCENARIO / "converge.yml", SCENARIO / "inventory", "--extra-vars", json.dumps(variables)
         )
 
     return run

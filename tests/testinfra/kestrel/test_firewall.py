@@ -163,13 +163,15 @@ def flushable(root, eventually):
     """Let Debian's unit and ours work in a network stack of their own; return how to look at our table there.
 
     The host's own ruleset has the engine's rules for its name server, which no program here could put back.
+    Only a restart takes a sandboxed unit there; the host has its table again at once.
     """
     units = "nftables.service kestrel-stack-firewall.service"
     root(
         "queue1",
         f"ip netns add flushable; for unit in {units}; do mkdir -p /run/systemd/system/$unit.d"
         " && printf '[Service]\\nNetworkNamespacePath=/run/netns/flushable\\n'"
-        f" >/run/systemd/system/$unit.d/netns.conf; done; systemctl daemon-reload; systemctl reload {UNIT}",
+        " >/run/systemd/system/$unit.d/netns.conf; done; systemctl daemon-reload;"
+        f" systemctl restart {UNIT}; /usr/local/sbin/kestrel-stack-firewall load",
     )
     yield lambda: root("queue1", f"ip netns exec flushable {TABLE} 2>/dev/null || :")
     root(

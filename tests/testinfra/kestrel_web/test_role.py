@@ -10,13 +10,13 @@ import os
 import re
 import shlex
 import ssl
-import subprocess
-import sys
 from http.cookies import SimpleCookie
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+
+from support import role_parts
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 INVENTORY = Path(os.environ["KESTREL_STACK_INVENTORY"])
@@ -81,24 +81,8 @@ def api(root):
 
 def converge(*arguments, playbook="shared/converge.yml"):
     """Run the role once more."""
-    return subprocess.run(
-        [
-            Path(sys.executable).parent / "ansible-playbook",
-            f"--inventory={INVENTORY}",
-            *arguments,
-            CHECKOUT / "molecule" / playbook,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=CHECKOUT,
-        env={
-            **os.environ,
-            "MOLECULE_SCENARIO_NAME": "kestrel_web",
-            "ANSIBLE_ROLES_PATH": str(CHECKOUT / "ansible/roles"),
-            # molecule forces colours, which wins over NOCOLOR.
-            "ANSIBLE_FORCE_COLOR": "0",
-        },
+    return role_parts.ansible(
+        CHECKOUT / "molecule" / playbook, INVENTORY, *arguments, MOLECULE_SCENARIO_NAME="kestrel_web"
     )
 
 

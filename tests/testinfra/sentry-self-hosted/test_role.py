@@ -6,13 +6,12 @@ The tests run in this order: the last ones change the version.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from support import role_parts
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 SCENARIO = CHECKOUT / "molecule/sentry-self-hosted"
@@ -48,21 +47,9 @@ def called(on):
 
 def play(*arguments, **variables):
     """Run the role again."""
-    return subprocess.run(
-        [
-            Path(sys.executable).parent / "ansible-playbook",
-            *("-i", SCENARIO / "inventory", "-e", json.dumps(variables), *arguments),
-            SCENARIO / "converge.yml",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=CHECKOUT,
-        env={
-            **os.environ,
-            "ANSIBLE_ROLES_PATH": str(CHECKOUT / "ansible/roles"),
-            "ANSIBLE_FORCE_COLOR": "0",
-        },
+    return role_parts.ansible(
+        *(SCENARIO / "converge.yml", SCENARIO / "inventory"),
+        *("--extra-vars", json.dumps(variables), *arguments),
     )
 
 

@@ -74,7 +74,7 @@ def test_a_lock_whose_file_the_holder_removed_is_taken_anew(tmp_path: Path) -> N
         thread = threading.Thread(target=waiter)
         thread.start()
         path.unlink()
-    thread.join(10)
+    thread.join(60)
     assert entered.is_set()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kestrel_stack.lab import php_syntax, stages
+from kestrel_stack.lab import cli, php_syntax, stages
 from kestrel_stack.lab.errors import LabError
 from kestrel_stack.lab.stages import Stage
 
@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def use(monkeypatch: pytest.MonkeyPatch, *chosen: Stage) -> None:
     monkeypatch.setattr(
-        stages, "stages", lambda *, long: [stage for stage in chosen if long or not stage.long]
+        stages,
+        "stages",
+        lambda *, long, only=(): [stage for stage in chosen if long or not stage.long or stage.name in only],
     )
 
 
@@ -53,6 +55,25 @@ def test_a_program_that_is_missing_fails_its_stage_and_not_the_run(
     assert "linter: No such file" in capsys.readouterr().out
 
 
+def test_a_stage_that_hangs_is_ended_and_the_others_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stages, "LEAST_MINUTES", 0.005)
+    after = tmp_path / "after"
+    commands = [["sleep", "600"], ["touch", str(after)]]
+    use(
+        monkeypatch,
+        Stage("hangs", "never ends", commands, minutes=0),
+        Stage("good", "passes", [["true"]]),
+    )
+    assert run() == 1
+    said = capsys.readouterr().out
+    assert "=== hangs: FAILED in " in said
+    assert "sleep 600: ended after 0.3 s, it hangs" in said
+    assert "=== good: passed" in said
+    assert not after.exists()
+
+
 def test_only_runs_what_it_names_even_a_long_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(
         monkeypatch,
@@ -77,8 +98,41 @@ def test_long_stages_run_with_long_only(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_an_unknown_stage_is_refused_naming_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, Stage("lint", ""), Stage("unit", ""))
-    with pytest.raises(LabError, match="--only lnt: no such stage; there are: lint, unit"):
+    with pytest.raises(LabError, match="lnt: no such stage; there are: lint, unit"):
         run("lnt")
+
+
+@pytest.mark.parametrize("named", [["two"], ["--only", "two"], ["two", "--only", "one"]])
+def test_stages_are_named_with_and_without_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: list[str]
+) -> None:
+    names = ["one", "two", "three"]
+    use(monkeypatch, *(Stage(name, "", [["touch", str(tmp_path / name)]]) for name in names))
+    assert cli.main(["test", *named]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == set(named) - {"--only"}
+
+
+def test_a_stage_that_is_named_leaves_out_its_long_tests_unless_long_is_said() -> None:
+    [short] = [stage for stage in stages.stages(long=False, only=["unit"]) if stage.name == "unit"]
+    [long] = [stage for stage in stages.stages(long=True, only=["unit"]) if stage.name == "unit"]
+    assert "not docker and not long" in short.commands[0]
+    assert "not docker" in long.commands[0]
+
+
+def test_the_labs_for_long_only_have_stages_of_their_own_and_no_other_collects_them() -> None:
+    known = {stage.name: stage for stage in stages.stages(long=True)}
+    assert set(stages.LONG_LABS) == {"faults", "operations", "upgrades"}
+    for name, (folder, _) in stages.LONG_LABS.items():
+        assert known[name].long
+        assert known[name].docker
+        assert folder in known[name].commands[0]
+        for other in ("docker", "processes"):
+            assert f"--ignore={folder}" in known[other].commands[0]
+
+
+def test_the_stage_of_faults_ends_with_the_table() -> None:
+    [faults] = [stage for stage in stages.stages(long=True) if stage.name == "faults"]
+    assert list(faults.commands[-1][1:]) == ["-m", "support.proof", "--print"]
 
 
 def test_a_folder_without_tests_of_a_kind_is_no_failure(
@@ -196,11 +250,43 @@ def test_stages_with_containers_run_beside_the_others_and_are_shown_in_order(
     assert places == sorted(places)
 
 
-def test_molecule_the_lab_and_this_machine_have_a_lane_each() -> None:
-    names = [[stage.name for stage in lane] for lane in stages.lanes(stages.stages(long=True))]
-    assert [lane[0] for lane in names] == ["lint", "docker", "molecule-default"]
-    assert names[1] == ["docker", "newcomer"]
-    assert all(name.startswith(("molecule-", "trixie-")) for name in names[2])
+def test_this_machine_has_a_lane_and_containers_share_two_that_begin_with_the_longest() -> None:
+    here, boxes, same = stages.lanes(stages.stages(long=False))
+    assert here[0].name == "lint"
+    assert not any(stage.docker for stage in here)
+    assert boxes is same
+    assert [stage.name for stage in boxes[:3]] == ["docker", "molecule-default", "molecule-kestrel"]
+    assert {stage.name for stage in here + boxes} == {stage.name for stage in stages.stages(long=False)}
+
+
+def test_one_stage_with_containers_has_one_lane_and_prints_at_once() -> None:
+    [lane] = stages.lanes([Stage("boxes", "", docker=True)])
+    assert [stage.name for stage in lane] == ["boxes"]
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_two_stages_with_containers_run_at_once_and_each_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    met = tmp_path / "met"
+    use(
+        monkeypatch,
+        Stage("short", "", [["touch", str(met)], ["mkdir", str(tmp_path / "short")]], docker=True, minutes=1),
+        Stage("long", "", [waits_for(met), ["mkdir", str(tmp_path / "long")]], docker=True, minutes=2),
+        Stage("other", "", [["mkdir", str(tmp_path / "other")]], docker=True, minutes=1),
+    )
+    assert run() == 0
+    assert sorted(path.name for path in tmp_path.glob("[los]*[gtr]")) == ["long", "other", "short"]
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_no_process_of_a_stage_compiles_again_what_another_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    code = "import sys; sys.exit(sys.dont_write_bytecode)"
+    use(monkeypatch, Stage("one", "", [[sys.executable, "-c", code]]))
+    assert run() == 0
 
 
 @pytest.mark.usefixtures("no_engine")
@@ -250,7 +336,7 @@ chosen = [stages.Stage("good", "", [["true"]]), stages.Stage("slow", "", [slow])
 chosen += [stages.Stage("boxes", "", [other], docker=True)] * (lanes == 2)
 stages._prepare = lambda chosen, results: False
 stages.LOGS = folder / "logs"
-stages.stages = lambda *, long: chosen
+stages.stages = lambda *, long, only=(): chosen
 sys.exit(stages.run(long=False, only=(), list_only=False))
 """
     process = subprocess.Popen(
@@ -267,8 +353,22 @@ sys.exit(stages.run(long=False, only=(), list_only=False))
         seen += line
         if line == "started\n":
             process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 130
+    assert process.wait(60) == 130
     after = seen.partition("started\n")[2]
     assert "cleaned up\n" in after
     assert ("cleaned up, too" in after) == (lanes == 2)
     assert "good" in after
+
+
+@pytest.mark.parametrize(
+    ("name", "suites"),
+    [("faults", ["bookworm"]), ("trixie-default", ["bookworm", "trixie"])],
+)
+def test_host_images_are_made_of_the_debians_that_the_stages_ask_for(
+    monkeypatch: pytest.MonkeyPatch, name: str, suites: list[str]
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(stages.daemon, "ensure", lambda state: False)
+    monkeypatch.setattr(stages.image, "ensure", lambda suite, **_: made.append(suite) or (suite, False))
+    stages._prepare([stage for stage in stages.stages(long=True) if stage.name == name], [])
+    assert made == suites
