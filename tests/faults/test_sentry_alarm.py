@@ -77,7 +77,7 @@ def test_a_worker_that_goes_fatal_is_one_issue_and_strangers_are_none(supervisor
             wait_until(lambda: fatal(tmp_path) == 2, "both to be FATAL")
         finally:
             running.terminate()
-            running.wait(20)
+            running.wait(60)
         (issue,) = bugsink.issues()
         (event,) = [found["data"] for found in bugsink.events(issue["id"])]
     assert "shop_mail_0" in event["logentry"]["formatted"]

@@ -234,7 +234,7 @@ class TestHangs:
             wait_until(lambda: desk.actions.busy("plain"), "the first to begin")
             with pytest.raises(ActionRefused) as caught:
                 desk.actions.run(plan, BOB)
-        first.join(20)
+        first.join(60)
         assert caught.value.status == 409
         assert re.fullmatch(
             r"ada has begun to flush the expired items of plain at \d\d:\d\d:\d\d; wait until that is over\.",
@@ -267,14 +267,14 @@ class TestHangs:
         start = threading.Barrier(8)
 
         def click():
-            start.wait(20)
+            start.wait(60)
             tasks.append(desk.actions.do("enqueue", "plain", {"body": "x"}, ADA, once=once))
 
         threads = [threading.Thread(target=click) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         assert len(tasks) == 8
         assert len({task.id for task in tasks}) == 1
         assert broker.stats("plain")["items"] == 6

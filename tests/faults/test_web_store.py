@@ -166,7 +166,7 @@ def test_a_damaged_file_is_moved_aside_by_name(web):
 def test_a_second_one_on_the_same_folder_says_so_and_ends(web, broker, tmp_path):
     second = KestrelWeb(tmp_path / "second", state=str(web.state), **servers(broker))
     process = second.launch()
-    assert process.wait(20) == 1
+    assert process.wait(60) == 1
     (line,) = [line for line in second.log.splitlines() if "state folder" in line]
     assert f"in use by another kestrel-web (process {web.process.pid})" in line
     assert "Traceback" not in second.log
@@ -178,7 +178,7 @@ def test_a_database_of_a_newer_version_is_refused_in_one_line(web):
     web.terminate()
     with closing(sqlite3.connect(file_of(web))) as connection:
         connection.execute("PRAGMA user_version = 99")
-    assert web.launch().wait(20) == 1
+    assert web.launch().wait(60) == 1
     assert "was written by a newer kestrel-web (version 99" in web.log.splitlines()[-1]
 
 
@@ -210,7 +210,7 @@ def test_what_was_acknowledged_survives_a_kill_in_the_middle_of_writing(tmp_path
             said[what].add(int(entry))
             if number == count:
                 process.send_signal(signal.SIGKILL)
-        process.wait(20)
+        process.wait(60)
     kept = Store(state)
     entries = {entry.id: entry.outcome for entry in kept.audit_list(limit=10_000)}
     kept.close()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -99,11 +101,16 @@ class Done:
 class DeployLab:
     """The hosts, and what a test does to them."""
 
+    queue_hosts: tuple[str, ...] = (QUEUE_HOST,)
+    worker_hosts: tuple[str, ...] = THREE
+    queues: Sequence[dict] = QUEUES
+    """As in the inventory."""
+
     def __init__(self, folder: Path) -> None:
         self.whole = folder / "whole"
-        """The inventory with three hosts to deploy to; what the containers are made from."""
+        """The inventory with every host; what the containers are made from."""
         self.inventory = folder / "pair"
-        """The inventory with the first two of them."""
+        """The inventory with the first two that are deployed to."""
         self.ssh_config = Path()
         self.addresses: dict[str, str] = {}
         self.runs: list[Fab] = []
@@ -115,32 +122,44 @@ class DeployLab:
     # --- making and removing ---------------------------------------------------------------------------
 
     def make(self) -> None:
-        self._write_inventory(self.whole, THREE)
-        self._program("-m", "kestrel_stack.lab", "hosts", "up", "--inventory", str(self.whole))
-        playbook = str(Path(sys.executable).with_name("ansible-playbook"))
-        self._checked([playbook, "-i", str(self.whole), "ansible/site.yml"])
-        made = yaml.safe_load((self.whole / "containers.yml").read_text())["all"]
-        self.ssh_config = Path(made["vars"]["deploy_ssh_config"])
-        self.addresses = {name: host["ansible_host"] for name, host in made["hosts"].items()}
+        self._write_inventory(self.whole, self.worker_hosts)
+        self._up()
+        self._site()
         self._write_inventory(self.inventory, HOSTS)
         shutil.copy(self.whole / "containers.yml", self.inventory)
 
-    def _write_inventory(self, folder: Path, workers: tuple[str, ...]) -> None:
-        (folder / "group_vars").mkdir(parents=True)
-        shared = yaml.safe_load((ROOT / "ansible/inventories/lab/group_vars/all.yml").read_text())
-        ours = {
-            "kestrel_stack_queues": QUEUES,
+    def _up(self) -> None:
+        self._program("-m", "kestrel_stack.lab", "hosts", "up", "--inventory", str(self.whole))
+        made = yaml.safe_load((self.whole / "containers.yml").read_text())["all"]
+        self.ssh_config = Path(made["vars"]["deploy_ssh_config"])
+        self.addresses = {name: host["ansible_host"] for name, host in made["hosts"].items()}
+
+    def _site(self, *words: str) -> None:
+        playbook = str(Path(sys.executable).with_name("ansible-playbook"))
+        self._checked([playbook, "-i", str(self.whole), "ansible/site.yml", *words])
+
+    def _variables(self) -> dict:
+        """What is another here than in the lab's own inventory."""
+        return {
+            "kestrel_stack_queues": list(self.queues),
             # The load comes from the machine that the tests run on, which is in no group.
             "kestrel_firewall_port_from": ["172.16.0.0/12"],
             # What collects errors has tests of its own.
             "sentry_backend": "none",
         }
-        (folder / "group_vars/all.yml").write_text(yaml.safe_dump({**shared, **ours}))
-        groups = {
-            "kestrel": {"hosts": {QUEUE_HOST: None}},
+
+    def _groups(self, workers: tuple[str, ...]) -> dict:
+        return {
+            "kestrel": {"hosts": dict.fromkeys(self.queue_hosts)},
             "consumers": {"hosts": dict.fromkeys(workers)},
             "app": {"children": {"consumers": None}},
         }
+
+    def _write_inventory(self, folder: Path, workers: tuple[str, ...]) -> None:
+        (folder / "group_vars").mkdir(parents=True)
+        shared = yaml.safe_load((ROOT / "ansible/inventories/lab/group_vars/all.yml").read_text())
+        (folder / "group_vars/all.yml").write_text(yaml.safe_dump({**shared, **self._variables()}))
+        groups = self._groups(workers)
         (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}, sort_keys=False))
 
     def remove(self) -> None:
@@ -157,7 +176,7 @@ class DeployLab:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=580,
+            timeout=1500,
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
@@ -272,7 +291,7 @@ class DeployLab:
 
     def reset(self) -> None:
         """Put the hosts back to how site.yml left them: no release, no lock, workers stopped."""
-        for host in THREE:
+        for host in self.worker_hosts:
             stop = "; ".join(f"/usr/local/sbin/kestrel-stack-workers drain {group} >&2" for group in GROUPS)
             self.on(
                 host,
@@ -285,7 +304,7 @@ class DeployLab:
         release = self.current(hosts[0])
         try:
             self.assert_runs(release, *hosts)
-            for other in set(THREE) - set(hosts):
+            for other in set(self.worker_hosts) - set(hosts):
                 self.assert_runs(None, other)
             self.assert_clean(*hosts)
         except AssertionError:
@@ -334,8 +353,26 @@ class DeployLab:
 
     def notes(self, load: Load) -> list[Note]:
         """What the workers of every host have noted of a load."""
-        read = f"cat /srv/shop/shared/var/done-{load.run} 2>/dev/null || true"
-        return [note for host in THREE for note in parse_notes(self.inside(host, read), host)]
+        file = f"/srv/shop/shared/var/done-{load.run}"
+        return [note for host in self.worker_hosts for note in parse_notes(self._file(host, file), host)]
+
+    def _file(self, host: str, file: str) -> str:
+        """Return what is in a host's file, "" where there is none; also of a host that is switched off."""
+        container = self.container(host)
+        state = subprocess.check_output(
+            ["docker", "inspect", "-f", "{{.State.Running}}", container], text=True
+        )
+        if state.strip() == "true":
+            return self.inside(host, f"cat {file} 2>/dev/null || true")
+        # Without the disks that were mounted in it, which nobody has then.
+        copied = subprocess.run(
+            ["docker", "cp", f"{container}:{file}", "-"], capture_output=True, check=False
+        )
+        if copied.returncode != 0:
+            return ""
+        with tarfile.open(fileobj=io.BytesIO(copied.stdout)) as archive:
+            found = archive.extractfile(archive.next())
+            return found.read().decode() if found else ""
 
     def settle(self, load: Load, seconds: float = 120) -> list[Note]:
         """End a load, give its last jobs time to be done, and return all notes."""
@@ -343,7 +380,7 @@ class DeployLab:
         deadline = time.monotonic() + seconds
         while load.missing(notes := self.notes(load)) and time.monotonic() < deadline:
             time.sleep(0.2)
-        for host in THREE:
+        for host in self.worker_hosts:
             self.inside(host, f"rm -f /srv/shop/shared/var/done-{load.run}")
         return notes
 
@@ -363,7 +400,7 @@ class DeployLab:
 def let_go(held: subprocess.Popen[str]) -> None:
     held.stdin.close()
     held.stdout.close()
-    held.wait(20)
+    held.wait(60)
 
 
 def interrupt(run: Fab, number: int = signal.SIGINT) -> None:
@@ -376,12 +413,15 @@ def _quoted(text: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def made_lab(tmp_path_factory) -> Iterator[DeployLab]:
+def made_lab(tmp_path_factory, request) -> Iterator[DeployLab]:
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
         pytest.fail("no Docker engine answers; run bin/test, or leave these out with -m 'not docker'")
     # The folder's name is in the containers' names; pytest's own counts from 0 in every run.
     folder = tmp_path_factory.mktemp(f"deploy{os.getpid()}-", numbered=False)
     lab = DeployLab(folder)
+    # Only long tests have use for a third host to deploy to; the others need not wait until it is set up.
+    if not any(item.get_closest_marker("long") for item in request.session.items):
+        lab.worker_hosts = HOSTS
     try:
         lab.make()
         yield lab

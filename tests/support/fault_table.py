@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -66,7 +67,14 @@ def plain(text: str) -> str:
 
 
 def main() -> None:
-    table = rows([Path(name) for name in sys.argv[1:]])
+    parser = argparse.ArgumentParser(
+        prog="python -m support.fault_table", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="rows, as the tests wrote them")
+    try:
+        table = rows(parser.parse_args().files)
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(f"{row[name]}" for name in COLUMNS) + " |" for row in table]
     totals = {name: sum(row[name] for row in table) for name in ("jobs", "lost", "twice")}
