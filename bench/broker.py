@@ -1,13 +1,19 @@
-"""How fast the embedded broker is, beside a second server if there is one: ``python bench/broker.py``.
+"""How fast the embedded broker is, beside other queue servers in the same run: ``python bench/broker.py``.
 
-    bench/broker.py --against 127.0.0.1:22133 --against-pid 4711   # a real Kestrel, in the same run
-    bench/broker.py --backlog 1000000                              # the memory curve: docs/broker-memory.svg
+    bench/broker.py --only embedded                        # alone
+    bench/broker.py --kestrel 127.0.0.1:22133              # with a real Kestrel that runs already
+    bench/broker.py --backlog 1000000                      # the memory curve: docs/broker-memory.svg
 
-Each load is a number of requests: ``set`` of items, then ``get q/close/open`` of the same items, at 1 and at
-50 connections. Every connection waits for each reply before it sends again. The clients are processes that
-do nothing but that; with one connection a round trip through the client is part of what is measured. The
-servers take turns in every repeat, so that whatever else the machine does hits both; the table has medians.
-Progress goes to stderr, the table or ``--json`` to stdout.
+Loads are numbers of requests: ``put``; ``take and confirm``, which is at-least-once: each request confirms
+the item before and takes the next, in one write (``get q/close/open``; beanstalkd: delete and reserve;
+Redis: LREM from the connection's own list and BRPOPLPUSH to it); and ``take, at most once``: what was on
+its way to a client that ends is lost (``get q``; Redis: BRPOP; beanstalkd has none). Every connection waits
+for each reply before it sends again. The clients are processes that do nothing but that; with one
+connection a round trip through the client is part of what is measured. Every server writes to disk without
+waiting for it: the embedded broker syncs after 100 ms, beanstalkd as well, Redis appends with ``appendfsync
+everysec``. The servers take turns in every run, so that whatever else the machine does hits all of them.
+beanstalkd and Redis are those on PATH, or Debian's packages, unpacked below .build/. Progress goes to
+stderr, the table or ``--json`` to stdout.
 """
 
 from __future__ import annotations
@@ -16,33 +22,83 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
-import platform
 import select
 import socket
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from lib.chart import OURS, THIRD, Line, lines
+from lib.common import ROOT, about, address, at_least, chosen, conditions, numbers, parser, say, spread
+
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+
+from support.beanstalkd import BeanstalkdProcess  # noqa: E402
+from support.broker import BrokerProcess  # noqa: E402
+from support.redis_server import RedisProcess  # noqa: E402
+
 PICTURE = ROOT / "docs" / "broker-memory.svg"
 QUEUE = "bench"
 MB = 1_000_000
+SYNC_MS = 100
+PUT, RELIABLE, ONCE = "put", "take and confirm", "take, at most once"
+LOADS = (PUT, RELIABLE, ONCE)
+
+
+class Connection:
+    """What one connection sends, and when a reply is whole."""
+
+    def __init__(self, request: bytes, reply_size: int) -> None:
+        self.request = request
+        self._reply_size = reply_size
+
+    def whole(self, got: bytes) -> bool:
+        """Say whether the reply is whole, which is told by its size; ConnectionError if it is longer."""
+        if len(got) > self._reply_size:
+            raise ConnectionError(f"a reply is {len(got) - self._reply_size} bytes too long: {got[:80]!r}")
+        return len(got) == self._reply_size
+
+
+class BeanstalkdPut(Connection):
+    """The reply has the job's number, which has more and more digits."""
+
+    def __init__(self, request: bytes) -> None:
+        super().__init__(request, 0)
+
+    def whole(self, got: bytes) -> bool:
+        return got.startswith(b"INSERTED ") and got.endswith(b"\r\n")
+
+
+class BeanstalkdTake(Connection):
+    """Each request deletes the job before, by its number, and reserves the next."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(b"reserve\r\n", 0)
+        self._end = b" %d\r\n%b\r\n" % (len(data), data)
+
+    def whole(self, got: bytes) -> bool:
+        if not got.endswith(self._end):
+            return False
+        number = got[got.rindex(b"RESERVED ") + 9 : -len(self._end)]
+        self.request = b"delete %b\r\nreserve\r\n" % number
+        return True
 
 
 @dataclass
 class Server:
-    """A server under load; ``pid`` where it is known."""
+    """A server under load, which speaks Kestrel's protocol; ``pid`` where it is known."""
 
     name: str
     host: str
     port: int
     pid: int | None = None
+    loads = LOADS
+    hello = b""
 
     def connect(self) -> socket.socket:
         sock = socket.create_connection((self.host, self.port), 60)
@@ -56,90 +112,183 @@ class Server:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGESIZE") / MB
 
+    def connection(self, load: str, data: bytes, number: int) -> Connection:
+        """Return what one connection of a load does; ``number`` is its own."""
+        queue = QUEUE.encode()
+        if load == PUT:
+            return Connection(b"set %b 0 0 %d\r\n%b\r\n" % (queue, len(data), data), len(b"STORED\r\n"))
+        value = b"VALUE %b 0 %d\r\n%b\r\nEND\r\n" % (queue, len(data), data)
+        return Connection(b"get %b%b\r\n" % (queue, b"/close/open" * (load == RELIABLE)), len(value))
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    def clear(self) -> None:
+        """Empty the queue."""
+        ask(self, b"delete %b\r\n" % QUEUE.encode(), b"DELETED\r\n")
+
+
+class Beanstalkd(Server):
+    """A server that speaks beanstalkd's."""
+
+    loads = (PUT, RELIABLE)
+
+    def connection(self, load: str, data: bytes, number: int) -> Connection:
+        if load == PUT:
+            return BeanstalkdPut(b"put 0 0 600 %d\r\n%b\r\n" % (len(data), data))
+        return BeanstalkdTake(data)
+
+    def clear(self) -> None:
+        """Delete what is there; what a connection had reserved is back when that is closed."""
+        with self.connect() as sock, sock.makefile("rb") as replies:
+            while True:
+                sock.sendall(b"reserve-with-timeout 0\r\n")
+                head = replies.readline()
+                if head.startswith(b"TIMED_OUT"):
+                    return
+                if not head.startswith(b"RESERVED "):
+                    raise SystemExit(f"{self.name} answered {head!r} to reserve")
+                _, number, size = head.split()
+                replies.read(int(size) + 2)
+                sock.sendall(b"delete %b\r\n" % number)
+                replies.readline()
+
+
+class Redis(Server):
+    """A Redis, whose lists are the queues."""
+
+    def connection(self, load: str, data: bytes, number: int) -> Connection:
+        queue, mine = QUEUE.encode(), b"%b:taken:%d:%d" % (QUEUE.encode(), os.getpid(), number)
+        item = b"$%d\r\n%b\r\n" % (len(data), data)
+        if load == PUT:
+            # The reply is the list's length, which has more and more digits.
+            return RedisPut(command(b"LPUSH", queue, data))
+        if load == ONCE:
+            return Connection(
+                command(b"BRPOP", queue, b"0"), len(b"*2\r\n$%d\r\n%b\r\n" % (len(queue), queue) + item)
+            )
+        confirm = command(b"LREM", mine, b"1", data)
+        return Connection(confirm + command(b"BRPOPLPUSH", queue, mine, b"0"), len(b":0\r\n" + item))
+
+    def clear(self) -> None:
+        with self.connect() as sock:
+            sock.sendall(command(b"FLUSHALL"))
+            if sock.recv(100) != b"+OK\r\n":
+                raise SystemExit(f"{self.name} does not take FLUSHALL")
+
+
+class RedisPut(Connection):
+    """The reply has the list's length."""
+
+    def __init__(self, request: bytes) -> None:
+        super().__init__(request, 0)
+
+    def whole(self, got: bytes) -> bool:
+        return got.startswith(b":") and got.endswith(b"\r\n")
+
+
+def command(*words: bytes) -> bytes:
+    """Return a command in Redis's protocol."""
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
 
 
 @contextlib.contextmanager
-def embedded(folder: Path, settings: dict, default: dict) -> Iterator[Server]:
-    """An embedded broker with its spool in ``folder``, stopped at the end."""
-    config, ports, spool = folder / "broker.json", folder / "ports.json", folder / "spool"
-    spool.mkdir(parents=True)
-    content = {"port": 0, "admin_port": None, "queue_path": str(spool), **settings, "default": default}
-    config.write_text(json.dumps(content))
-    command = ["-m", "kestrel_stack.broker", "--config", str(config), "--port-file", str(ports)]
-    with (folder / "log").open("wb") as log:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        process = subprocess.Popen([sys.executable, *command], env=environment, stderr=log)
-    try:
-        while not ports.exists():
-            if process.poll() is not None:
-                raise SystemExit(f"the broker does not start: {(folder / 'log').read_text()}")
-            time.sleep(0.01)
-        yield Server("embedded", "127.0.0.1", json.loads(ports.read_text())["port"], process.pid)
-    finally:
-        process.terminate()
-        process.wait(60)
+def embedded(folder: Path, sync_journal_ms: int, **default) -> Iterator[Server]:
+    """An embedded broker with its spool in ``folder``."""
+    settings = {"admin_port": None, "sync_journal_ms": sync_journal_ms, "default": default}
+    with BrokerProcess(folder, queue_path=folder / "spool", **settings) as process:
+        yield Server("embedded", process.host, process.port, process.pid)
+
+
+@contextlib.contextmanager
+def beanstalkd(folder: Path) -> Iterator[Server]:
+    """A beanstalkd with its journal in ``folder``."""
+    folder.mkdir()
+    with BeanstalkdProcess(folder, sync_ms=SYNC_MS) as process:
+        yield Beanstalkd("beanstalkd", process.host, process.port, process.process.pid)
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[Server]:
+    """A Redis that appends to a file in ``folder``."""
+    folder.mkdir()
+    with RedisProcess("--appendonly", "yes", "--appendfsync", "everysec", "--dir", str(folder)) as process:
+        yield Redis("redis", process.host, process.port, process.process.pid)
+
+
+Maker = Callable[[Path, argparse.Namespace], contextlib.AbstractContextManager[Server]]
+
+SERVERS: dict[str, Maker] = {
+    "embedded": lambda folder, options: embedded(folder, options.sync_journal_ms),
+    "beanstalkd": lambda folder, options: beanstalkd(folder),
+    "redis": lambda folder, options: redis(folder),
+}
 
 
 # Load
 
 
-def client(
-    server: Server, request: bytes, reply_size: int, connections: int, count: int, start, done
-) -> None:
-    """Send ``request`` ``count`` times over these connections, one at a time each; report when it ended."""
-    socks = {sock.fileno(): sock for sock in (server.connect() for _ in range(connections))}
-    left_of = dict.fromkeys(socks, reply_size)
+def client(server: Server, load: str, data: bytes, numbers: range, count: int, start, done) -> None:
+    """Send so many requests over the connections of these numbers, one at a time each; tell when it ended."""
+    socks = {}
+    for number in numbers:
+        sock = server.connect()
+        socks[sock.fileno()] = (sock, server.connection(load, data, number))
+    got_of = dict.fromkeys(socks, b"")
     poll = select.epoll()
     for fd in socks:
         poll.register(fd, select.EPOLLIN)
     start.wait()
     began = time.monotonic()
     to_send, to_come = count, count
-    for sock in socks.values():
+    for sock, connection in socks.values():
         if to_send:
-            sock.send(request)
+            sock.send(connection.request)
             to_send -= 1
     while to_come:
-        for fd, _ in poll.poll(60):
-            got = len(socks[fd].recv(65536))
+        ready = poll.poll(60)
+        if not ready:
+            raise ConnectionError("no reply within a minute")
+        for fd, _ in ready:
+            sock, connection = socks[fd]
+            got = sock.recv(65536)
             if not got:
                 raise ConnectionError("the server closed a connection")
-            left = left_of[fd] - got
-            if left > 0:
-                left_of[fd] = left
+            if got_of[fd]:
+                got = got_of[fd] + got
+            if not connection.whole(got):
+                got_of[fd] = got
                 continue
-            if left < 0:
-                raise ConnectionError(f"a reply is {-left} bytes too long")
-            left_of[fd] = reply_size
+            got_of[fd] = b""
             to_come -= 1
             if to_send:
-                socks[fd].send(request)
+                sock.send(connection.request)
                 to_send -= 1
     done.put((began, time.monotonic()))
     start.wait()  # nobody hangs up before all have been served
 
 
-def rate(
-    server: Server, request: bytes, reply_size: int, connections: int, count: int, clients: int
-) -> float:
+def rate(server: Server, load: str, data: bytes, connections: int, count: int, clients: int) -> float:
     """Requests per second of ``count`` requests over ``connections`` connections of some client processes."""
     clients = min(clients, connections)
     start, done = multiprocessing.Barrier(clients), multiprocessing.SimpleQueue()
-    share = [connections // clients + (number < connections % clients) for number in range(clients)]
+    bounds = [connections * number // clients for number in range(clients + 1)]
     counts = [count // clients + (number < count % clients) for number in range(clients)]
     processes = [
-        multiprocessing.Process(target=client, args=(server, request, reply_size, *pair, start, done))
-        for pair in zip(share, counts, strict=True)
+        multiprocessing.Process(
+            target=client, args=(server, load, data, range(*bounds[number : number + 2]), share, start, done)
+        )
+        for number, share in enumerate(counts)
     ]
     for process in processes:
         process.start()
+    # Who fails leaves the others at the barrier, so the first that ends decides.
+    multiprocessing.connection.wait([process.sentinel for process in processes])
     for process in processes:
+        process.join(1)
+    for process in processes:
+        if process.exitcode is None and any(other.exitcode for other in processes):
+            process.terminate()
         process.join()
-        if process.exitcode:
-            raise SystemExit(f"a client failed against {server.name} at {server.host}:{server.port}")
+    if any(process.exitcode for process in processes):
+        raise SystemExit(f"a client failed against {server.name} at {server.host}:{server.port}")
     spans = [done.get() for _ in processes]
     return count / (max(end for _, end in spans) - min(begin for begin, _ in spans))
 
@@ -159,121 +308,108 @@ def ask(server: Server, request: bytes, reply: bytes) -> None:
 
 @dataclass
 class Result:
-    """Requests per second of one load, one number for each repeat."""
+    """Requests per second of one load, one number for each run."""
 
     load: str
     connections: int
     rates: dict[str, list[float]] = field(default_factory=dict)
 
-    def median(self, name: str) -> float:
-        return statistics.median(self.rates[name])
-
 
 def measure(servers: list[Server], options: argparse.Namespace) -> list[Result]:
     """Run every load on every server, in turns."""
     data = b"x" * options.size
-    put = b"set %b 0 0 %d\r\n%b\r\n" % (QUEUE.encode(), len(data), data)
-    take = b"get %b/close/open\r\n" % QUEUE.encode()
-    value = b"VALUE %b 0 %d\r\n%b\r\nEND\r\n" % (QUEUE.encode(), len(data), data)
-    results = [
-        Result(load, connections)
+    results = {
+        (load, connections): Result(load, connections)
         for connections in options.connections
-        for load in ("set", "get q/close/open")
-    ]
-    for repeat in range(options.repeats):
+        for load in LOADS
+    }
+    for run in range(options.runs):
         for server in servers:
-            for result in results:
-                if result.load == "set":
-                    ask(server, b"delete %b\r\n" % QUEUE.encode(), b"DELETED\r\n")
-                request, reply = (put, b"STORED\r\n") if result.load == "set" else (take, value)
-                count = options.requests if result.connections > 1 else max(options.requests // 4, 1)
-                found = rate(server, request, len(reply), result.connections, count, options.clients)
-                result.rates.setdefault(server.name, []).append(found)
-                say(
-                    f"repeat {repeat + 1} of {options.repeats}: {server.name:<9}"
-                    f"{result.load:<17}{result.connections:>3} connections {found:>10,.0f}/s"
-                )
+            for connections in options.connections:
+                count = options.requests if connections > 1 else max(options.requests // 4, 1)
+                server.clear()
+                for load in server.loads:
+                    if load == ONCE:
+                        server.clear()
+                        rate(server, PUT, data, min(connections, 50), count, options.clients)
+                    found = rate(server, load, data, connections, count, options.clients)
+                    results[load, connections].rates.setdefault(server.name, []).append(found)
+                    say(
+                        f"run {run + 1} of {options.runs}: {server.name:<11}{load:<19}{connections:>4} "
+                        f"connection{'s' * (connections > 1):<1} {found:>9,.0f}/s"
+                    )
     for server in servers:
-        ask(server, b"delete %b\r\n" % QUEUE.encode(), b"DELETED\r\n")
-    return results
+        server.clear()
+    return list(results.values())
 
 
-def table(servers: list[Server], results: list[Result], memory: dict[str, list[float | None]]) -> str:
-    """Return the medians, their spans and the ratios as text."""
-    names = [server.name for server in servers]
-    head = f"{'':<34}" + "".join(f"{name:>24}" for name in names) + ("     ratio" if len(names) > 1 else "")
-    lines = [head]
+def table(names: list[str], results: list[Result], memory: dict[str, list[float | None]]) -> str:
+    """Return the medians, their spans and what each is to the first, as text."""
+    width = 36
+    rows = [f"{'':<36}" + "".join(f"{name:>{width}}" for name in names)]
     for result in results:
-        connections = f"{result.connections} connection{'s' * (result.connections > 1)}"
-        line = f"{result.load + ', ' + connections:<34}"
-        for name in names:
-            rates = result.rates[name]
-            line += f"{f'{result.median(name):,.0f}/s ({min(rates):,.0f}-{max(rates):,.0f})':>24}"
-        if len(names) > 1:
-            line += f"{result.median(names[0]) / result.median(names[1]):>10.2f}"
-        lines.append(line)
-    for row, label in enumerate(("memory before, MB", "memory after, MB")):
-        if all(memory[name][row] is None for name in names):
+        if not result.rates:
             continue
-        line = f"{label:<34}"
-        numbers = [memory[name][row] for name in names]
-        line += "".join(f"{'unknown' if number is None else f'{number:.0f}':>24}" for number in numbers)
-        if len(numbers) > 1 and None not in numbers:
-            line += f"{numbers[0] / numbers[1]:>10.2f}"
-        lines.append(line)
-    return "\n".join(lines)
+        cells, first = [], None
+        for name in names:
+            if name not in result.rates:
+                cells.append("")
+                continue
+            found = spread(result.rates[name])
+            median = found["median"]
+            cell = f"{median:,.0f}/s ({found['least']:,.0f}-{found['most']:,.0f})"
+            if first is None:
+                first = median
+            else:
+                cell += f"{median / first:6.2f}x"
+            cells.append(cell)
+        label = f"{result.load}, {result.connections} connection{'s' * (result.connections > 1)}"
+        rows.append(f"{label:<36}" + "".join(f"{cell:>{width}}" for cell in cells))
+    for number, label in enumerate(("memory before, MB", "memory after, MB")):
+        values = [
+            "unknown" if memory[name][number] is None else f"{memory[name][number]:.0f}" for name in names
+        ]
+        rows.append(f"{label:<36}" + "".join(f"{value:>{width}}" for value in values))
+    return "\n".join(row.rstrip() for row in rows)
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Measure the embedded broker, and the other server if one was named."""
-    with tempfile.TemporaryDirectory(prefix="kestrel-bench-", dir=options.spool) as folder:
-        settings = {"sync_journal_ms": options.sync_journal_ms}
-        with embedded(Path(folder) / "embedded", settings, {}) as server:
-            servers = [server]
-            if options.against:
-                host, _, port = options.against.rpartition(":")
-                servers.append(Server("against", host, int(port), options.against_pid))
-                ask(servers[1], b"delete %b\r\n" % QUEUE.encode(), b"DELETED\r\n")
-            memory = {each.name: [each.resident()] for each in servers}
-            results = measure(servers, options)
-            for each in servers:
-                memory[each.name].append(each.resident())
+    """Measure the embedded broker, and the others."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kestrel-bench-", dir=options.spool) as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        servers = [stack.enter_context(SERVERS[name](Path(folder) / name, options)) for name in options.only]
+        if options.kestrel:
+            servers.append(Server("kestrel", *options.kestrel, options.kestrel_pid))
+        for each in servers:
+            each.clear()
+        memory = {each.name: [each.resident()] for each in servers}
+        results = measure(servers, options)
+        for each in servers:
+            memory[each.name].append(each.resident())
+    found = what_it_holds_for(options)
     if options.json:
-        rates = [
-            {"load": r.load, "connections": r.connections, "per_second": r.rates, "medians": medians(r)}
-            for r in results
+        loads = [
+            {"load": r.load, "connections": r.connections, "per_second": r.rates} for r in results if r.rates
         ]
-        print(json.dumps({**conditions(options), "loads": rates, "memory_mb": memory}, indent=2))
+        print(json.dumps({"conditions": found, "loads": loads, "memory_mb": memory}, indent=2))
     else:
-        print(f"\n{about(options)}\n\n{table(servers, results, memory)}")
+        print(
+            f"\n{about(found)}; items of {options.size} bytes, medians of {options.runs} runs "
+            f"(least-most), {options.clients} client processes, the embedded broker syncs after "
+            f"{options.sync_journal_ms} ms\n\n{table([each.name for each in servers], results, memory)}"
+        )
     return 0
 
 
-def medians(result: Result) -> dict[str, float]:
-    return {name: result.median(name) for name in result.rates}
-
-
-def conditions(options: argparse.Namespace) -> dict:
-    """What the numbers hold for."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "item_bytes": options.size,
-        "requests": options.requests,
-        "repeats": options.repeats,
-        "client_processes": options.clients,
-        "sync_journal_ms": options.sync_journal_ms,
-    }
-
-
-def about(options: argparse.Namespace) -> str:
-    about = conditions(options)
-    return (
-        f"{about['date']}, {about['cores']} cores ({about['machine']}), Python {about['python']}; items of "
-        f"{options.size} bytes, medians of {options.repeats} repeats (smallest-largest), "
-        f"{options.clients} client processes, sync_journal_ms {options.sync_journal_ms}"
+def what_it_holds_for(options: argparse.Namespace) -> dict:
+    return conditions(
+        item_bytes=options.size,
+        requests=options.requests,
+        runs=options.runs,
+        client_processes=options.clients,
+        sync_journal_ms=options.sync_journal_ms,
     )
 
 
@@ -306,7 +442,7 @@ def curve(options: argparse.Namespace) -> list[Sample]:
     with tempfile.TemporaryDirectory(prefix="kestrel-bench-", dir=options.spool) as folder:
         base = Path(folder) / "embedded"
         with (
-            embedded(base, {"sync_journal_ms": options.sync_journal_ms}, default) as server,
+            embedded(base, options.sync_journal_ms, **default) as server,
             server.connect() as sock,
             sock.makefile("rb", 1 << 20) as replies,
         ):
@@ -360,7 +496,7 @@ def backlog(options: argparse.Namespace) -> int:
     samples = curve(options)
     seconds = time.monotonic() - began
     figures = {
-        **conditions(options),
+        **what_it_holds_for(options),
         "items": options.backlog,
         "max_memory_size": options.max_memory_size,
         "seconds": round(seconds, 1),
@@ -378,141 +514,103 @@ def backlog(options: argparse.Namespace) -> int:
     return 0
 
 
-def nice(most: float) -> tuple[float, float]:
-    """The end of an axis and its step, in round numbers."""
-    step = next(s * 10**e for e in range(10) for s in (1, 2, 5) if s * 10**e * 6 >= most)
-    return step * -(-most // step), step
-
-
 def picture(samples: list[Sample], figures: dict) -> str:
     """Return the curve as SVG: megabytes over the items put, then taken."""
-    width, height, left, right, top, bottom = 860, 400, 64, 24, 70, 56
-    most, step = nice(max(max(s.resident_mb, s.journal_mb) for s in samples))
-    last = samples[-1].handled
-
-    def x(handled: float) -> float:
-        return left + (width - left - right) * handled / last
-
-    def y(megabytes: float) -> float:
-        return height - bottom - (height - top - bottom) * megabytes / most
-
-    def line(kind: str, values: list[tuple[int, float]]) -> str:
-        points = " ".join(f"{x(handled):.1f},{y(value):.1f}" for handled, value in values)
-        return f'<polyline class="{kind}" points="{points}"/>'
-
-    items = figures["items"]
+    last, items = samples[-1].handled, figures["items"]
+    marks = []
+    for number in range(9):
+        handled = last * number / 8
+        marks.append((handled, f"{handled if handled <= items else 2 * items - handled:,.0f}"))
     title = (
         f"{items:,} items of {figures['item_bytes']} bytes pile up and drain: at most "
         f"{figures['resident_mb_most']:.0f} MB of memory, {figures['journal_mb_most']:.0f} MB of journal"
     )
-    about = (
+    where = (
         f"Embedded broker, max_memory_size {figures['max_memory_size'] / (1 << 20):.0f} MiB, "
         f"{figures['date']}, {figures['cores']} cores, Python {figures['python']}"
     )
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-labelledby="title" font-family="system-ui, sans-serif" font-size="13">',
-        f'<title id="title">{title}</title>',
-        "<style>",
-        "  text { fill: #24292f } .grid { stroke: #d0d7de }",
-        "  .axis { stroke: #57606a } .dim { fill: #57606a }",
-        "  polyline { fill: none; stroke-width: 2.5 }",
-        "  .memory { stroke: #0969da } .journal { stroke: #bc4c00 }",
-        "  .t-memory { fill: #0969da } .t-journal { fill: #bc4c00 } .paper { fill: #ffffff }",
-        "  @media (prefers-color-scheme: dark) {",
-        "    text { fill: #e6edf3 } .grid { stroke: #30363d }",
-        "    .axis { stroke: #8b949e } .dim { fill: #8b949e }",
-        "    .memory { stroke: #58a6ff } .journal { stroke: #f0883e } .paper { fill: #0d1117 }",
-        "    .t-memory { fill: #58a6ff } .t-journal { fill: #f0883e }",
-        "  }",
-        "</style>",
-        f'<rect class="paper" width="{width}" height="{height}"/>',
-        f'<text x="{left}" y="24" font-size="14" font-weight="600">{title}</text>',
-        f'<text x="{left}" y="44" class="dim">{about}</text>',
+    series = [
+        Line(
+            "journal on disk",
+            [(s.handled, s.journal_mb) for s in samples],
+            THIRD,
+            len(samples) // 4,
+            "end",
+        ),
+        Line(
+            "memory of the process (RSS)",
+            [(s.handled, s.resident_mb) for s in samples],
+            OURS,
+            len(samples) // 2,
+        ),
     ]
-    for number in range(int(most / step) + 1):
-        value = number * step
-        parts.append(f'<path class="grid" d="M{left} {y(value):.1f}H{width - right}"/>')
-        parts.append(
-            f'<text class="dim" x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>'
-        )
-    parts.append(f'<text class="dim" x="{left - 8}" y="{top - 12}" text-anchor="end">MB</text>')
-    for number in range(9):
-        handled = last * number / 8
-        queued = handled if handled <= items else 2 * items - handled
-        anchor = "start" if number == 0 else "end" if number == 8 else "middle"
-        parts.append(f'<path class="axis" d="M{x(handled):.1f} {height - bottom}v5"/>')
-        parts.append(
-            f'<text class="dim" x="{x(handled):.1f}" y="{height - bottom + 20}" text-anchor="{anchor}">'
-            f"{queued:,.0f}</text>"
-        )
-    parts += [
-        f'<text class="dim" x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">'
-        "items in the queue: put, then taken</text>",
-        f'<path class="axis" d="M{left} {top}V{height - bottom}H{width - right}" fill="none"/>',
-        line("journal", [(s.handled, s.journal_mb) for s in samples]),
-        line("memory", [(s.handled, s.resident_mb) for s in samples]),
-    ]
-    rising = samples[len(samples) // 4]
-    middle = samples[len(samples) // 2]
-    parts += [
-        f'<text class="t-journal" x="{x(rising.handled) - 12:.1f}" y="{y(rising.journal_mb):.1f}" '
-        'text-anchor="end">journal on disk</text>',
-        f'<text class="t-memory" x="{x(middle.handled):.1f}" y="{y(middle.resident_mb) - 10:.1f}" '
-        'text-anchor="middle">memory of the process (RSS)</text>',
-        "</svg>",
-    ]
-    return "\n".join(parts) + "\n"
+    return lines(title, where, series, unit="MB", across="items in the queue: put, then taken", marks=marks)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    made = parser(__doc__)
+    add = made.add_argument
+    add(
+        "--only",
+        type=chosen(list(SERVERS)),
+        default=list(SERVERS),
+        metavar="NAME,…",
+        help=f"of: {', '.join(SERVERS)} (default: all)",
     )
-    parser.add_argument("--against", metavar="HOST:PORT", help="a second server, measured in turns")
-    parser.add_argument("--against-pid", type=int, metavar="PID", help="its process, for its memory")
-    parser.add_argument("--repeats", type=int, default=5, help="how often each load runs (default 5)")
-    parser.add_argument(
-        "--requests", type=int, default=40_000, help="requests of a load; a quarter at 1 connection"
+    add("--kestrel", type=address, metavar="HOST:PORT", help="a real Kestrel; its queue bench is emptied")
+    add("--kestrel-pid", type=int, metavar="PID", help="its process, for its memory")
+    add(
+        "--requests",
+        type=at_least(1),
+        default=40_000,
+        metavar="N",
+        help="of a load (default: 40000); a quarter at 1 connection",
     )
-    parser.add_argument("--connections", type=int, nargs="+", default=[1, 50], help="default 1 50")
-    parser.add_argument("--clients", type=int, default=3, help="client processes (default 3)")
-    parser.add_argument("--size", type=int, default=200, help="bytes of an item (default 200)")
-    parser.add_argument(
-        "--sync-journal-ms", type=int, default=100, help="of the embedded broker (default 100)"
+    add("--connections", type=numbers, default=[1, 50], metavar="N,…", help="how many (default: 1,50)")
+    add("--clients", type=at_least(1), default=3, metavar="N", help="client processes (default: 3)")
+    add("--size", type=at_least(1), default=200, metavar="BYTES", help="of an item (default: 200)")
+    add(
+        "--sync-journal-ms",
+        type=at_least(0),
+        default=SYNC_MS,
+        metavar="MS",
+        help=f"of the embedded broker (default: {SYNC_MS})",
     )
-    parser.add_argument(
-        "--spool", type=Path, help="where its spool is made (default the system's temporary folder)"
+    add(
+        "--spool",
+        type=Path,
+        metavar="FOLDER",
+        help="where the servers' files are (default: the system's temporary folder)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--backlog", type=int, metavar="ITEMS", help="measure the memory curve instead")
-    parser.add_argument(
-        "--max-memory-size", type=int, default=16 << 20, help="of the curve, in bytes (16 MiB)"
+    add("--backlog", type=at_least(1), metavar="ITEMS", help="measure the memory curve instead")
+    add(
+        "--max-memory-size",
+        type=at_least(1),
+        default=16 << 20,
+        metavar="BYTES",
+        help="of the curve (default: 16 MiB)",
     )
-    parser.add_argument(
-        "--svg", type=Path, default=PICTURE, help=f"where the curve is drawn (default {PICTURE})"
+    add(
+        "--svg",
+        type=Path,
+        default=PICTURE,
+        metavar="FILE",
+        help=f"where it is drawn (default: {PICTURE.relative_to(ROOT)})",
     )
-    options = parser.parse_args()
-    for name in ("repeats", "requests", "clients", "size", "max_memory_size", "backlog"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if min(options.connections) < 1 or options.sync_journal_ms < 0:
-        parser.error("--connections must be at least 1, --sync-journal-ms at least 0")
-    if options.against and not options.against.rpartition(":")[2].isdigit():
-        parser.error(f"--against must be HOST:PORT, not {options.against}")
+    options = made.parse_args(arguments)
+    if min(options.connections) < 1:
+        made.error("--connections must be at least 1")
     if options.backlog and options.size < 10:
-        parser.error("--backlog needs items of at least 10 bytes: each carries its number")
+        made.error("--backlog needs items of at least 10 bytes: each carries its number")
     return options
 
 
-def main() -> int:
-    options = arguments()
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
     try:
         return backlog(options) if options.backlog else compare(options)
-    except (OSError, ConnectionError) as error:
-        print(f"bench/broker.py: {error}", file=sys.stderr)
-        return 1
+    except (OSError, RuntimeError, AssertionError) as error:
+        raise SystemExit(f"bench/broker.py: {error}") from None
 
 
 if __name__ == "__main__":

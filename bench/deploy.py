@@ -1,7 +1,7 @@
 """A deploy's time beside Capistrano, pyinfra and plain Fabric in the same run: ``python bench/deploy.py``.
 
     bench/deploy.py --hosts 2,4,10 --delay 0,50       # all of it; needs Docker and Capistrano
-    bench/deploy.py --hosts 2 --delay 0 --only fab,fabric --repeats 1
+    bench/deploy.py --hosts 2 --delay 0 --only fab,fabric --runs 1
 
 Containers are the hosts, made by site.yml; the same application (200 files, 5 MB, one commit more before each
 deploy that changes a file) goes to all of them with each tool, in turns. The delay is added each way by a TCP
@@ -26,7 +26,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import random
 import re
 import shutil
@@ -43,7 +42,8 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from lib.common import ROOT, about, chosen, conditions, needs, numbers, parser, say
+
 PEERS_ENVIRONMENT = ROOT / ".build" / "bench-pyinfra"
 PYINFRA = "pyinfra==3.10.0"
 FILES = 200
@@ -61,10 +61,6 @@ from kestrel_stack.consumer import Registry
 
 registry = Registry()
 """
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def run(command: list[str], *, cwd: Path = ROOT, what: str = "", **kwargs) -> str:
@@ -534,8 +530,8 @@ CONTENDERS = {
 
 def require(names: list[str]) -> None:
     """End with one line when a tool is missing; pyinfra gets an environment of its own."""
-    if "capistrano" in names and not shutil.which("cap"):
-        raise SystemExit("Capistrano is not here: apt install capistrano, or leave it out with --only")
+    if "capistrano" in names:
+        needs("cap", "capistrano")
     if "pyinfra" in names and not (PEERS_ENVIRONMENT / "bin" / "pyinfra").exists():
         say(f"installing {PYINFRA}")
         venv.create(PEERS_ENVIRONMENT, with_pip=True, clear=True)
@@ -587,7 +583,7 @@ def _part(
             contender.deploy("workers" if contender.cases == ("workers",) else "nothing")
         # With workers from here on, so that those of the first deploy run.
         for case in options.cases:
-            for repeat in range(options.repeats):
+            for run_number in range(options.runs):
                 for contender in contenders:
                     if case not in contender.cases:
                         continue
@@ -599,7 +595,7 @@ def _part(
                     seconds = time.monotonic() - began
                     results.add((count, delay, case, contender.name), seconds)
                     say(
-                        f"{count} hosts, {delay} ms, {case}, {repeat + 1} of {options.repeats}:"
+                        f"{count} hosts, {delay} ms, {case}, run {run_number + 1} of {options.runs}:"
                         f" {contender.name:<26}{seconds:6.2f} s"
                     )
 
@@ -638,46 +634,17 @@ def tables(results: Results, options: argparse.Namespace) -> str:
     return "\n".join(lines).rstrip()
 
 
-def conditions(options: argparse.Namespace) -> dict:
-    """What the numbers hold for."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "files": FILES,
-        "bytes": BYTES,
-        "repeats": options.repeats,
-        "pyinfra": PYINFRA,
-    }
-
-
-def numbers(text: str) -> list[int]:
-    """Read a list of whole numbers, separated by commas."""
-    return [int(word) for word in text.split(",")]
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    made = parser(__doc__)
+    add = made.add_argument
     add("--hosts", type=numbers, default=[2, 4, 10], metavar="N,…", help="how many (default: 2,4,10)")
     add("--delay", type=numbers, default=[0, 50], metavar="MS,…", help="added each way (default: 0,50)")
-    add("--only", metavar="NAME,…", help=f"of: {', '.join(CONTENDERS)} (default: all)")
-    add("--cases", metavar="CASE,…", help=f"of: {', '.join(CASES)} (default: all)")
-    add("--repeats", type=int, default=3)
-    add("--json", action="store_true", help="print every number as JSON instead of the tables")
-    options = parser.parse_args(arguments)
     for name, known in (("only", list(CONTENDERS)), ("cases", list(CASES))):
-        chosen = getattr(options, name)
-        chosen = [word.strip() for word in chosen.split(",")] if chosen else known
-        unknown = [word for word in chosen if word not in known]
-        if unknown:
-            parser.error(f"--{name} {unknown[0]}: there are {', '.join(known)}")
-        setattr(options, name, chosen)
-    if options.repeats < 1 or min(options.hosts) < 1 or min(options.delay) < 0:
-        parser.error("--repeats and --hosts must be at least 1, --delay at least 0")
+        text = f"of: {', '.join(known)} (default: all)"
+        add(f"--{name}", type=chosen(known), default=known, metavar="NAME,…", help=text)
+    options = made.parse_args(arguments)
+    if min(options.hosts) < 1 or min(options.delay) < 0:
+        made.error("--hosts must be at least 1, --delay at least 0")
     return options
 
 
@@ -685,11 +652,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     require(options.only)
     results = measure(options)
+    found = conditions(files=FILES, bytes=BYTES, runs=options.runs, pyinfra=PYINFRA)
     if options.json:
         flat = [[*key, seconds] for key, seconds in results.seconds.items()]
-        print(json.dumps({"conditions": conditions(options), "seconds": flat}, indent=2))
+        print(json.dumps({"conditions": found, "seconds": flat}, indent=2))
     else:
-        print(json.dumps(conditions(options)))
+        print(f"{about(found)}; {FILES} files, {BYTES:,} bytes, medians of {options.runs} runs, {PYINFRA}\n")
         print(tables(results, options))
     return 0
 

@@ -8,7 +8,7 @@ enqueued until it runs, at a trickle; and the memory of the worker's processes. 
 with its child process and its log, which goes to a file. RQ forks for every job; SimpleWorker is RQ without
 that. Celery has one pool process, acknowledges late, and is measured with both prefetches. Redis appends to
 a file once a second, as Kestrel's journal is written without waiting for the disk. The first jobs of a worker
-are not counted. The contenders take turns in every repeat; the table has medians. Progress goes to stderr.
+are not counted. The contenders take turns in every run; the table has medians. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import contextlib
 import functools
 import json
 import os
-import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,22 +29,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from lib.common import ROOT, about, address, at_least, chosen, conditions, parser, say, spread
+
 NOOP = ROOT / "bench" / "noop"
 PEERS_ENVIRONMENT = ROOT / ".build" / "bench-peers"
 PEERS = ("rq==2.12.0", "celery==5.7.0", "redis==8.1.0", "packaging==26.3")
 WARM_UP = 0.1
 """This part of the jobs is done before the clock starts."""
 DEADLINE = 300.0
+OURS = ("python", "php")
 
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
+from kestrel_stack.demo.report import percentile  # noqa: E402
 from kestrel_stack.queue.envelope import Envelope  # noqa: E402
 from support.broker import Broker, BrokerProcess, wait_until  # noqa: E402
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 class Contender:
@@ -179,19 +176,18 @@ class Peer(Contender):
 
 @dataclass
 class Result:
-    """What was measured for one contender; a number for each repeat, or all waits in milliseconds."""
+    """What was measured for one contender; a number for each run, or all waits in milliseconds by run."""
 
     rates: list[float] = field(default_factory=list)
     memories_mb: list[float] = field(default_factory=list)
-    waits_ms: list[float] = field(default_factory=list)
+    waits_ms: list[list[float]] = field(default_factory=list)
 
-    def summary(self) -> dict[str, float]:
-        ordered = sorted(self.waits_ms)
+    def summary(self) -> dict[str, dict[str, float]]:
         return {
-            "jobs_per_second": statistics.median(self.rates),
-            "p50_ms": ordered[len(ordered) // 2],
-            "p99_ms": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
-            "memory_mb": statistics.median(self.memories_mb),
+            "jobs_per_second": spread(self.rates),
+            "p50_ms": spread([percentile(waits, 0.5) for waits in self.waits_ms]),
+            "p99_ms": spread([percentile(waits, 0.99) for waits in self.waits_ms]),
+            "memory_mb": spread(self.memories_mb),
         }
 
 
@@ -260,8 +256,7 @@ def ours(name: str, folder: Path, stack: contextlib.ExitStack, options: argparse
         raise SystemExit("there is no php here; install php-cli, or use --only")
     if options.broker:
         broker = Broker()
-        host, _, port = options.broker.rpartition(":")
-        broker.host, broker.port = host, int(port)
+        broker.host, broker.port = options.broker
     else:
         broker = stack.enter_context(BrokerProcess(folder / f"broker-{name}", admin_port=None))
     return Ours(name, folder, broker)
@@ -324,38 +319,36 @@ def measure(options: argparse.Namespace) -> dict[str, Result]:
         contenders = [CONTENDERS[name](folder, stack, options) for name in options.only]
         for contender in contenders:
             stack.callback(contender.close)
-        for repeat in range(options.repeats):
+        for run in range(options.runs):
             for contender in contenders:
                 found = results[contender.name]
                 rate, memory = throughput(contender, options.jobs or contender.jobs)
                 waits = trickle(contender, max(1, int(options.seconds * options.trickle)), options.trickle)
                 found.rates.append(rate)
                 found.memories_mb.append(memory)
-                found.waits_ms += waits
-                worst = sorted(waits)[min(len(waits) - 1, len(waits) * 99 // 100)]
+                found.waits_ms.append(waits)
                 say(
-                    f"repeat {repeat + 1} of {options.repeats}: {contender.name:<18}{rate:>8,.0f}/s, "
-                    f"p99 {worst:.1f} ms, {memory:.0f} MB"
+                    f"run {run + 1} of {options.runs}: {contender.name:<18}{rate:>8,.0f}/s, "
+                    f"p99 {percentile(waits, 0.99):.1f} ms, {memory:.0f} MB"
                 )
     return results
 
 
-def ratios(summaries: dict[str, dict[str, float]]) -> list[str]:
+def ratios(summaries: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Return what ours is to the others, as sentences."""
     lines = []
-    celery = [summaries[name] for name in summaries if name.startswith("celery")]
-    for name in ("python", "php"):
+    celery = [summaries[name]["p99_ms"]["median"] for name in summaries if name.startswith("celery")]
+    for name in OURS:
         if name not in summaries:
             continue
-        mine = summaries[name]
+        mine = {key: found["median"] for key, found in summaries[name].items()}
         parts = [
-            f"{mine['jobs_per_second'] / summaries[other]['jobs_per_second']:.1f} times {other}"
+            f"{mine['jobs_per_second'] / summaries[other]['jobs_per_second']['median']:.1f} times {other}"
             for other in summaries
-            if other not in ("python", "php")
+            if other not in OURS
         ]
         if celery:
-            best = min(summary["p99_ms"] for summary in celery)
-            parts.append(f"p99 {mine['p99_ms'] / best:.2f} of Celery's best")
+            parts.append(f"p99 {mine['p99_ms'] / min(celery):.2f} of Celery's best")
         if parts:
             lines.append(f"{name}: " + ", ".join(parts))
     return lines
@@ -364,65 +357,53 @@ def ratios(summaries: dict[str, dict[str, float]]) -> list[str]:
 def table(results: dict[str, Result], options: argparse.Namespace) -> str:
     summaries = {name: result.summary() for name, result in results.items()}
     lines = [f"{'one worker':<20}{'jobs/s (least-most)':>26}{'p50 ms':>10}{'p99 ms':>10}{'memory MB':>12}"]
+    slow = []
     for name, summary in summaries.items():
-        rates = results[name].rates
-        rate = f"{summary['jobs_per_second']:,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
+        jobs = summary["jobs_per_second"]
+        rate = f"{jobs['median']:,.0f} ({jobs['least']:,.0f}-{jobs['most']:,.0f})"
         lines.append(
-            f"{name:<20}{rate:>26}{summary['p50_ms']:>10.1f}{summary['p99_ms']:>10.1f}"
-            f"{summary['memory_mb']:>12.0f}"
+            f"{name:<20}{rate:>26}{summary['p50_ms']['median']:>10.1f}{summary['p99_ms']['median']:>10.1f}"
+            f"{summary['memory_mb']['median']:>12.0f}"
         )
-    slow = [name for name, summary in summaries.items() if summary["jobs_per_second"] < options.trickle]
+        if jobs["median"] < options.trickle:
+            slow.append(name)
     if slow:
         lines.append(f"({' and '.join(slow)} cannot keep up with the trickle: those waits only grow)")
     return "\n".join([*lines, "", *ratios(summaries)]).rstrip()
 
 
-def conditions(options: argparse.Namespace) -> dict:
-    """What the numbers hold for."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "broker": options.broker or "embedded",
-        "peers": PEERS,
-        "repeats": options.repeats,
-        "job_bytes": len(Envelope("Noop", "acme", {"name": "x" * 60, "number": 10_000}).encode()),
-        "trickle_per_second": options.trickle,
-        "trickle_seconds": options.seconds,
-    }
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    made = parser(__doc__)
+    add = made.add_argument
+    add(
+        "--only",
+        type=chosen(list(CONTENDERS)),
+        default=list(CONTENDERS),
+        metavar="NAME,…",
+        help=f"of: {', '.join(CONTENDERS)} (default: all)",
     )
-    add = parser.add_argument
-    add("--only", metavar="NAME,…", help=f"of: {', '.join(CONTENDERS)} (default: all)")
-    add("--repeats", type=int, default=3)
-    add("--jobs", type=int, help="jobs on the full queue (default: as many as take some seconds)")
+    add(
+        "--jobs",
+        type=at_least(10),
+        metavar="N",
+        help="jobs on the full queue (default: as many as take some seconds)",
+    )
     add("--trickle", type=float, default=50, metavar="N", help="jobs per second (default: 50)")
     add("--seconds", type=float, default=10, help="how long the trickle lasts (default: 10)")
-    add("--broker", metavar="HOST:PORT", help="a Kestrel for ours, instead of the embedded broker")
+    add(
+        "--broker",
+        type=address,
+        metavar="HOST:PORT",
+        help="a Kestrel for ours, instead of the embedded broker",
+    )
     add(
         "--spool",
         metavar="FOLDER",
         help="where the queues' files are (default: the system's temporary folder)",
     )
-    add("--json", action="store_true", help="print every number as JSON instead of the table")
-    options = parser.parse_args(arguments)
-    options.only = options.only.split(",") if options.only else list(CONTENDERS)
-    unknown = [name for name in options.only if name not in CONTENDERS]
-    if unknown:
-        parser.error(f"--only {unknown[0]}: there are {', '.join(CONTENDERS)}")
-    if options.repeats < 1:
-        parser.error("--repeats must be at least 1")
-    if options.jobs is not None and options.jobs < 10:
-        parser.error("--jobs must be at least 10")
+    options = made.parse_args(arguments)
     if options.trickle <= 0 or options.seconds <= 0:
-        parser.error("--trickle and --seconds must be above 0")
-    if options.broker and not options.broker.rpartition(":")[2].isdigit():
-        parser.error("--broker must be HOST:PORT")
+        made.error("--trickle and --seconds must be above 0")
     return options
 
 
@@ -432,16 +413,22 @@ def main(arguments: list[str] | None = None) -> int:
         results = measure(options)
     except (OSError, RuntimeError, AssertionError) as exc:
         raise SystemExit(f"bench/jobs.py: {exc}") from None
-    about = conditions(options)
+    found = conditions(
+        broker="a Kestrel" if options.broker else "embedded",
+        peers=PEERS,
+        runs=options.runs,
+        job_bytes=len(Envelope("Noop", "acme", {"name": "x" * 60, "number": 10_000}).encode()),
+        trickle_per_second=options.trickle,
+        trickle_seconds=options.seconds,
+    )
     if options.json:
-        found = {name: {**result.__dict__, **result.summary()} for name, result in results.items()}
-        print(json.dumps({**about, "contenders": found}, indent=2))
+        contenders = {name: {**result.__dict__, **result.summary()} for name, result in results.items()}
+        print(json.dumps({"conditions": found, "contenders": contenders}, indent=2))
         return 0
     print(
-        f"\n{about['date']}, {about['cores']} cores ({about['machine']}), Python {about['python']}; "
-        f"jobs of {about['job_bytes']} bytes, medians of {options.repeats} repeats; "
+        f"\n{about(found)}; jobs of {found['job_bytes']} bytes, medians of {options.runs} runs; "
         f"waits at {options.trickle:g} jobs a second for {options.seconds:g} s; "
-        f"broker: {about['broker']}; {', '.join(PEERS)}\n\n{table(results, options)}"
+        f"broker: {found['broker']}; {', '.join(PEERS)}\n\n{table(results, options)}"
     )
     return 0
 

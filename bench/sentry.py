@@ -1,14 +1,14 @@
 """What failing jobs cost when their errors are reported: ``python bench/sentry.py``.
 
     bench/sentry.py --only python            # one language
-    bench/sentry.py --jobs 500 --repeats 1   # quicker
+    bench/sentry.py --jobs 500 --runs 1   # quicker
 
 One worker on the embedded broker, whose jobs all fail and are parked; counted are those parked per second,
 from the first tenth on. Without a DSN; with one to a healthy Bugsink, a real one; with a Sentry that refuses
 connections; and with one that takes them and never answers. Each is measured with one error again and again,
 of which a worker sends a few and counts the others, and with an error of its own for every job. The last
 columns say what became of the errors, of which ``lost`` were dropped and counted. The cases take turns in
-every repeat; the table has medians. Progress goes to stderr.
+every run; the table has medians. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -16,20 +16,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
 import signal
 import socket
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from lib.common import ROOT, about, at_least, chosen, conditions, parser, say, spread
+
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 from kestrel_stack.queue.envelope import Envelope  # noqa: E402
@@ -68,10 +65,6 @@ return (new Registry())->job('Fail', function (array $data, Context $context): v
 LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def sentry(kind: str, folder: Path) -> Iterator[str | None]:
     """Have a Sentry of this kind and yield its DSN."""
@@ -94,15 +87,15 @@ def sentry(kind: str, folder: Path) -> Iterator[str | None]:
 
 @dataclass
 class Result:
-    """What was measured of one case; a number for each repeat."""
+    """What was measured of one case; a number for each run."""
 
     rates: list[float] = field(default_factory=list)
     reported: list[int] = field(default_factory=list)
     repeated: list[int] = field(default_factory=list)
     not_reported: list[int] = field(default_factory=list)
 
-    def summary(self) -> dict[str, float]:
-        return {name: statistics.median(found) for name, found in self.__dict__.items()}
+    def summary(self) -> dict[str, dict[str, float]]:
+        return {name: spread(found) for name, found in self.__dict__.items()}
 
 
 def measure(language: str, dsn: str | None, errors: str, count: int, folder: Path) -> tuple[float, dict]:
@@ -139,23 +132,23 @@ def measure(language: str, dsn: str | None, errors: str, count: int, folder: Pat
     return rate, told[0] if told else {"reported": 0, "repeated": 0, "not_reported": 0}
 
 
-def run(options: argparse.Namespace) -> dict[str, Result]:
+def measure_all(options: argparse.Namespace) -> dict[str, Result]:
     """Measure every case in turns."""
     cases = [(language, kind, errors) for language in options.only for kind in SENTRIES for errors in ERRORS]
     results = {" ".join(case): Result() for case in cases}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kestrel-bench-")))
         dsns = {kind: stack.enter_context(sentry(kind, folder / kind)) for kind in SENTRIES}
-        for repeat in range(options.repeats):
+        for run in range(options.runs):
             for language, kind, errors in cases:
-                where = folder / f"{language}-{kind}-{errors}-{repeat}"
+                where = folder / f"{language}-{kind}-{errors}-{run}"
                 where.mkdir()
                 rate, told = measure(language, dsns[kind], errors, options.jobs, where)
                 result = results[f"{language} {kind} {errors}"]
                 result.rates.append(rate)
                 for name in ("reported", "repeated", "not_reported"):
                     getattr(result, name).append(told[name])
-                say(f"repeat {repeat + 1} of {options.repeats}: {language} {kind} {errors:<6}{rate:>8,.0f}/s")
+                say(f"run {run + 1} of {options.runs}: {language} {kind} {errors:<6}{rate:>8,.0f}/s")
     return results
 
 
@@ -164,9 +157,9 @@ def table(results: dict[str, Result]) -> str:
     lines = [head + f"{'reported':>10}{'repeated':>10}{'lost':>8}"]
     for name, result in results.items():
         language, kind, errors = name.split()
-        summary = result.summary()
+        summary = {key: found["median"] for key, found in result.summary().items()}
         rate = f"{summary['rates']:,.0f} ({min(result.rates):,.0f}-{max(result.rates):,.0f})"
-        none = results[f"{language} none {errors}"].summary()["rates"]
+        none = results[f"{language} none {errors}"].summary()["rates"]["median"]
         lines.append(
             f"{language:<8}{kind:<10}{errors:<8}{rate:>24}{summary['rates'] / none:>9.0%}"
             f"{summary['reported']:>10,.0f}{summary['repeated']:>10,.0f}{summary['not_reported']:>8,.0f}"
@@ -175,47 +168,38 @@ def table(results: dict[str, Result]) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    made = parser(__doc__)
+    made.add_argument(
+        "--only",
+        type=chosen(list(LANGUAGES)),
+        default=list(LANGUAGES),
+        metavar="NAME,…",
+        help=f"of: {', '.join(LANGUAGES)} (default: all)",
     )
-    add = parser.add_argument
-    add("--only", metavar="NAME,…", help=f"of: {', '.join(LANGUAGES)} (default: all)")
-    add("--repeats", type=int, default=3)
-    add("--jobs", type=int, default=2000, help="failing jobs of each case (default: 2000)")
-    add("--json", action="store_true", help="print every number as JSON instead of the table")
-    options = parser.parse_args(arguments)
-    options.only = options.only.split(",") if options.only else list(LANGUAGES)
-    unknown = [name for name in options.only if name not in LANGUAGES]
-    if unknown:
-        parser.error(f"--only {unknown[0]}: there are {', '.join(LANGUAGES)}")
-    if options.repeats < 1:
-        parser.error("--repeats must be at least 1")
-    if options.jobs < 20:
-        parser.error("--jobs must be at least 20")
-    return options
+    made.add_argument(
+        "--jobs",
+        type=at_least(20),
+        default=2000,
+        metavar="N",
+        help="failing jobs of each case (default: 2000)",
+    )
+    return made.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
-        results = run(options)
+        results = measure_all(options)
     except (OSError, RuntimeError, AssertionError) as exc:
         raise SystemExit(f"bench/sentry.py: {exc}") from None
-    about = {
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "jobs": options.jobs,
-        "repeats": options.repeats,
-    }
+    found = conditions(jobs=options.jobs, runs=options.runs)
     if options.json:
-        found = {name: {**result.__dict__, "median": result.summary()} for name, result in results.items()}
-        print(json.dumps({**about, "cases": found}, indent=2))
+        cases = {name: {**result.__dict__, "summary": result.summary()} for name, result in results.items()}
+        print(json.dumps({"conditions": found, "cases": cases}, indent=2))
         return 0
     print(
-        f"\n{about['date']}, {about['cores']} cores ({about['machine']}), Python {about['python']}; "
-        f"{options.jobs:,} failing jobs for each, medians of {options.repeats} repeats\n\n{table(results)}"
+        f"\n{about(found)}; {options.jobs:,} failing jobs for each, medians of {options.runs} runs\n\n"
+        f"{table(results)}"
     )
     return 0
 

@@ -1,6 +1,6 @@
 """What kestrel-web costs at many queues: ``python bench/web.py``.
 
-    bench/web.py --queues 200 --seconds 5      # small, in half a minute
+    bench/web.py --queues 200 --seconds 5 --runs 1      # small, in half a minute
 
 Three embedded brokers with the same 2,000 queues each, and a kestrel-web that polls them as it does by
 default. Measured are
@@ -12,7 +12,8 @@ default. Measured are
 * what it all costs the brokers: their processor time, and the bytes and connections that go to them, without
   kestrel-web, with one viewer and with all. Polls are for everybody, so viewers must not add to that.
 
-Bytes are counted by a proxy in front of every port of every broker. Progress goes to stderr.
+Bytes are counted by a proxy in front of every port of every broker. Each run has a new kestrel-web; the
+tables have medians. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import contextlib
 import http.client
 import json
 import os
-import platform
 import socket
 import sys
 import tempfile
@@ -32,7 +32,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from lib.common import ROOT, about, at_least, conditions, parser, say, spread
+
 MB = 1_000_000
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -48,10 +49,6 @@ EVERY_S = 5.0
 TABLE = "/queues?sort=items&dir=desc"
 PROMETHEUS = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
 """What Prometheus asks for unless it is told otherwise."""
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 class Counter:
@@ -286,14 +283,13 @@ def measure(
     return Cost(what, count, broker_cpu, size, connections, web_cpu, seen / minutes), times
 
 
-def run(arguments: argparse.Namespace, folder: Path) -> dict:
+def run(options: argparse.Namespace, folder: Path) -> dict:
+    """Measure again and again, each time with a new kestrel-web; every number is a list by run."""
     with contextlib.ExitStack() as stack:
-        say(f"{arguments.servers} brokers with {arguments.queues} queues each")
-        brokers = [
-            stack.enter_context(BrokerProcess(folder / f"broker{n}")) for n in range(arguments.servers)
-        ]
+        say(f"{options.servers} brokers with {options.queues} queues each")
+        brokers = [stack.enter_context(BrokerProcess(folder / f"broker{n}")) for n in range(options.servers)]
         for broker in brokers:
-            fill(broker, arguments.queues)
+            fill(broker, options.queues)
         counters: list[Counter] = []
         servers, admin_ports = [], {}
         for broker in brokers:
@@ -303,31 +299,51 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict:
             admin_ports[servers[-1]] = pair[1].port
         for counter in counters:
             stack.callback(counter.close)
-        costs = [measure("no kestrel-web", brokers, counters, None, 0, arguments.seconds)[0]]
-        web = KestrelWeb(folder / "web", servers=servers, admin_ports=admin_ports, interval_s=2.0)
-        stack.enter_context(web)
-        wait_until(lambda: known(web) == arguments.queues, "every queue to be seen", 60)
+        runs = []
+        for number in range(options.runs):
+            say(f"run {number + 1} of {options.runs}")
+            web = KestrelWeb(
+                folder / f"web{number}", servers=servers, admin_ports=admin_ports, interval_s=2.0
+            )
+            runs.append(run_once(options, brokers, counters, web))
+        return {
+            "pages": together([pages for pages, _, _ in runs], ("page", "viewers", "bytes")),
+            "costs": together([costs for _, costs, _ in runs], ("what", "viewers")),
+            "memory_mb": {when: [memory[when] for _, _, memory in runs] for when in runs[0][2]},
+        }
+
+
+def run_once(
+    options: argparse.Namespace, brokers: list[BrokerProcess], counters: list[Counter], web: KestrelWeb
+) -> tuple[list[Page], list[Cost], dict[str, float]]:
+    costs = [measure("no kestrel-web", brokers, counters, None, 0, options.seconds)[0]]
+    with web:
+        wait_until(lambda: known(web) == options.queues, "every queue to be seen", 60)
         memory = {"at the start": resident(web.process.pid)}
-        pages = time_pages(web, arguments.requests)
-        pages += time_scrapes(web, arguments.requests)
+        pages = time_pages(web, options.requests)
+        pages += time_scrapes(web, options.requests)
         memory["after the pages"] = resident(web.process.pid)
-        for count in (0, 1, arguments.viewers):
+        for count in (0, 1, options.viewers):
             what = f"{count} viewer{'' if count == 1 else 's'}"
-            cost, times = measure(what, brokers, counters, web, count, arguments.seconds)
+            cost, times = measure(what, brokers, counters, web, count, options.seconds)
             costs.append(cost)
             if times:
                 pages.append(
                     Page(f"{TABLE}, an update", count, percentile(times, 0.5), percentile(times, 0.95), 0)
                 )
-        memory[f"after {arguments.viewers} viewers"] = resident(web.process.pid)
-        return {
-            "servers": arguments.servers,
-            "queues": arguments.queues,
-            "machine": machine(),
-            "pages": [asdict(page) for page in pages],
-            "costs": [asdict(cost) for cost in costs],
-            "memory_mb": memory,
-        }
+        memory[f"after {options.viewers} viewers"] = resident(web.process.pid)
+    return pages, costs, memory
+
+
+def together(runs: list[list], same: tuple[str, ...]) -> list[dict]:
+    """Return what each run measured of the same things; what is not named as ``same`` becomes a list."""
+    found = []
+    for each in zip(*runs, strict=True):
+        first = asdict(each[0])
+        found.append(
+            {key: first[key] if key in same else [getattr(one, key) for one in each] for key in first}
+        )
+    return found
 
 
 def known(web: KestrelWeb) -> int:
@@ -335,55 +351,55 @@ def known(web: KestrelWeb) -> int:
     return found["queues"] if found["servers"]["stale"] == 0 else 0
 
 
-def machine() -> str:
-    return f"{os.cpu_count()} cores, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
-
-
 def table(found: dict) -> str:
-    lines = [
-        f"{found['servers']} servers with {found['queues']:,} queues each; {found['machine']}",
-        "",
-        f"{'page':58} {'viewers':>8} {'p50':>9} {'p95':>9} {'size':>9}",
-    ]
+    lines = [f"{'page':58} {'viewers':>8} {'p50':>9} {'p95':>9} {'size':>9}"]
     for page in found["pages"]:
         size = f"{page['bytes'] / 1000:.0f} kB" if page["bytes"] else ""
-        times = f"{page['p50_ms']:6.0f} ms {page['p95_ms']:6.0f} ms"
-        lines.append(f"{page['page']:58} {page['viewers']:8} {times} {size:>9}")
+        p50, p95 = (spread(page[key])["median"] for key in ("p50_ms", "p95_ms"))
+        lines.append(f"{page['page']:58} {page['viewers']:8} {p50:6.0f} ms {p95:6.0f} ms {size:>9}")
     head = f"{'brokers: CPU':>14} {'bytes':>10} {'connections':>12} {'kestrel-web: CPU':>17} {'answers':>8}"
     lines += ["", f"{'per minute':18} {head}"]
     for cost in found["costs"]:
+        median = {key: spread(value)["median"] for key, value in cost.items() if isinstance(value, list)}
         lines.append(
-            f"{cost['what']:18} {cost['broker_cpu_s']:12.2f} s {cost['broker_bytes'] / MB:7.1f} MB "
-            f"{cost['broker_connections']:12.0f} {cost['web_cpu_s']:15.2f} s {cost['views']:8.0f}"
+            f"{cost['what']:18} {median['broker_cpu_s']:12.2f} s {median['broker_bytes'] / MB:7.1f} MB "
+            f"{median['broker_connections']:12.0f} {median['web_cpu_s']:15.2f} s {median['views']:8.0f}"
         )
-    lines += [
-        "",
-        "memory of kestrel-web: "
-        + ", ".join(f"{mb:.0f} MB {when}" for when, mb in found["memory_mb"].items()),
-    ]
-    return "\n".join(lines)
+    memory = (f"{spread(mb)['median']:.0f} MB {when}" for when, mb in found["memory_mb"].items())
+    return "\n".join([*lines, "", "memory of kestrel-web: " + ", ".join(memory)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], usage="%(prog)s [flags]")
-    parser.add_argument("--servers", type=int, default=3, help="brokers (default %(default)s)")
-    parser.add_argument("--queues", type=int, default=2000, help="queues on each (default %(default)s)")
-    parser.add_argument("--viewers", type=int, default=50, help="pages that are open (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="for each cost (default %(default)s)")
-    parser.add_argument("--requests", type=int, default=40, help="for each page (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parser.parse_args()
-    if (
-        min(arguments.servers, arguments.queues, arguments.viewers, arguments.requests, arguments.seconds)
-        <= 0
-    ):
-        parser.error("every number must be greater than 0")
-    if arguments.queues < 20:
-        parser.error("--queues must be at least 20")
-    with tempfile.TemporaryDirectory(prefix="bench-web-") as folder:
-        found = run(arguments, Path(folder))
-    print(json.dumps(found, indent=2) if arguments.json else table(found))
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    made = parser(__doc__)
+    add = made.add_argument
+    add("--servers", type=at_least(1), default=3, metavar="N", help="brokers (default: 3)")
+    add("--queues", type=at_least(20), default=2000, metavar="N", help="queues on each (default: 2000)")
+    add("--viewers", type=at_least(1), default=50, metavar="N", help="pages that are open (default: 50)")
+    add("--seconds", type=float, default=15, help="for each cost (default: 15)")
+    add("--requests", type=at_least(1), default=40, metavar="N", help="for each page (default: 40)")
+    options = made.parse_args(arguments)
+    if options.seconds <= 0:
+        made.error("--seconds must be above 0")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-web-") as folder:
+            found = run(options, Path(folder))
+    except (OSError, RuntimeError, AssertionError) as exc:
+        raise SystemExit(f"bench/web.py: {exc}") from None
+    where = conditions(servers=options.servers, queues=options.queues, runs=options.runs, interval_s=2.0)
+    if options.json:
+        print(json.dumps({"conditions": where, **found}, indent=2))
+        return 0
+    print(
+        f"\n{about(where)}; {options.servers} servers with {options.queues:,} queues each, "
+        f"medians of {options.runs} runs\n\n{table(found)}"
+    )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

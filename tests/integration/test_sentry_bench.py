@@ -18,7 +18,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.long
 def test_every_case_is_measured_and_every_error_is_accounted_for():
-    result = bench("--jobs", "40", "--repeats", "1", "--json")
+    result = bench("--jobs", "40", "--runs", "1", "--json")
     assert result.returncode == 0, result.stderr
     cases = json.loads(result.stdout)["cases"]
     assert len(cases) == 16
@@ -33,9 +33,9 @@ def test_every_case_is_measured_and_every_error_is_accounted_for():
 
 def test_what_cannot_be_measured_is_said_in_one_line():
     for arguments, reason in (
-        (("--only", "nobody"), "--only nobody: there are python, php"),
-        (("--repeats", "0"), "--repeats must be at least 1"),
-        (("--jobs", "1"), "--jobs must be at least 20"),
+        (("--only", "nobody"), "--only: nobody: there are python, php"),
+        (("--runs", "0"), "--runs: must be at least 1"),
+        (("--jobs", "1"), "--jobs: must be at least 20"),
     ):
         result = bench(*arguments)
         assert result.returncode == 2

@@ -47,13 +47,17 @@ def unpack(packages: list[str], folder: Path) -> None:
 
 
 class BeanstalkdProcess:
-    """A beanstalkd on a free port of loopback, its journal in a folder; a context manager."""
+    """A beanstalkd on a free port of loopback, its journal in a folder; a context manager.
+
+    The journal is synced at most `sync_ms` after a write; 0 is before every reply.
+    """
 
     host = "127.0.0.1"
 
-    def __init__(self, folder: Path, largest: int = 65536):
+    def __init__(self, folder: Path, largest: int = 65536, sync_ms: int = 0):
         self.folder = folder
         self.largest = largest
+        self.sync_ms = sync_ms
         self.port = 0
         self.process: subprocess.Popen | None = None
 
@@ -68,7 +72,7 @@ class BeanstalkdProcess:
         self.process = subprocess.Popen(
             [
                 *(program(), "-l", self.host, "-p", str(self.port)),
-                *("-b", str(self.folder), "-f", "0", "-z", str(self.largest)),
+                *("-b", str(self.folder), "-f", str(self.sync_ms), "-z", str(self.largest)),
             ]
         )
         wait_until(self._answers, "beanstalkd to answer")
@@ -77,7 +81,7 @@ class BeanstalkdProcess:
     def kill(self) -> None:
         """SIGKILL: a crash of the process."""
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(60)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, "beanstalkd ended"

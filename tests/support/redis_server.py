@@ -60,7 +60,7 @@ class RedisProcess:
 
     def __exit__(self, *exc) -> None:
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(60)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, "redis-server ended"

@@ -22,7 +22,7 @@ class SentryServer:
     `tls` is a file with a key and a certificate.
     """
 
-    def __init__(self, port: int = 0, tls: Path | None = None) -> None:
+    def __init__(self, port: int = 0, tls: Path | None = None, address: str = "127.0.0.1") -> None:
         self.events: list[dict] = []
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.status = 200
@@ -56,8 +56,9 @@ class SentryServer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server = ThreadingHTTPServer((address, port), Handler)
         self._server.daemon_threads = True
+        self._address = address
         self._scheme = "http" if tls is None else "https"
         if tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -72,7 +73,7 @@ class SentryServer:
 
     @property
     def dsn(self) -> str:
-        return f"{self._scheme}://{KEY}@127.0.0.1:{self.port}/sub/7"
+        return f"{self._scheme}://{KEY}@{self._address}:{self.port}/sub/7"
 
     def __enter__(self) -> SentryServer:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -1,0 +1,1 @@
+"""What the comparisons in this folder share, and what bench/run adds to them."""
