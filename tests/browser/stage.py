@@ -106,7 +106,7 @@ class Traffic:
     def __exit__(self, *exc) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
     def _run(self, broker: BrokerProcess, index: int, work) -> None:
         chance = random.Random(index)

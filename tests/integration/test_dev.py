@@ -186,7 +186,7 @@ class TestOneApplication:
 
     def test_a_second_one_in_the_same_folder_is_refused_by_name(self, dev):
         with Dev(dev.app.parent / "link", "--queues", "hello_world") as second:
-            assert second.process.wait(30) == 1
+            assert second.process.wait(60) == 1
             assert "link is not a folder" in second.out
         (dev.app.parent / "link").symlink_to(dev.app)
         done = subprocess.run(
@@ -265,7 +265,7 @@ class TestItsEnd:
             os.write(master, b"\x03")
             wait_until(lambda: "once more to end at once" in seen.out, "its answer")
             os.write(master, b"\x03")
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
             process.wait()
@@ -301,7 +301,7 @@ class TestItsEnd:
             while b"Stop with Ctrl-C" not in said:
                 said += os.read(master, 65536)
             os.close(master)
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
             process.wait()
@@ -316,7 +316,7 @@ class TestItsEnd:
             while b"Stop with Ctrl-C" not in said:
                 said += os.read(read, 65536)
             os.close(read)
-            assert dev.process.wait(30) == 0
+            assert dev.process.wait(60) == 0
             assert dev.processes() == {}
 
     def test_nothing_outlives_one_that_is_killed_and_nothing_queued_is_lost(self, tmp_path):
@@ -399,7 +399,7 @@ class TestWhatCannotBegin:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with Dev(make_app(tmp_path / "app"), "--port", str(port)) as failed:
-                assert failed.process.wait(30) == 1
+                assert failed.process.wait(60) == 1
                 assert failed.out.startswith(f"bin/dev: port {port} is taken; ")
                 assert not (failed.app / ".kestrel-dev").exists()
 

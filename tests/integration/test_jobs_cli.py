@@ -502,7 +502,7 @@ def test_a_command_that_is_killed_loses_nothing_and_doubles_at_most_what_was_und
         )
         wait_until(begun, "the command to be at it")
         process.kill()
-        assert process.wait(20) == -signal.SIGKILL, "it was done before it could be killed"
+        assert process.wait(60) == -signal.SIGKILL, "it was done before it could be killed"
         settled([broker])
         waiting, parked = ids([broker]), parked_ids([broker])
         in_file = []
@@ -556,7 +556,7 @@ def test_a_pipe_gets_lines_and_a_terminal_a_bar(store, config):
     except OSError:
         pass  # how Linux says that the other side has closed
     os.close(ours)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert re.search(rb"\r\[#* *\] requeued \d+ of 20  [\d,]+/s", shown)
     assert b"requeued: 20 of 20" in shown.splitlines()[-1]
 

@@ -49,16 +49,16 @@ def emptied(broker, queue):
 
 
 def test_a_job_comes_back_unchanged_when_it_is_due_and_not_before(broker, tmp_path):
-    body = job(due_in=0.6, data={"number": 10**30, "text": "Zo\u00eb"}).replace(b'"v":1', b'"v" : 1')
+    body = job(due_in=5, data={"number": 10**30, "text": "Zo\u00eb"}).replace(b'"v":1', b'"v" : 1')
     due = Envelope.decode(body).due_at
-    put(broker, "shop_work_retry_1", body)
+    put(broker, "shop_work_retry_3600", body)
     with MoverProcess(tmp_path, broker.address) as mover:
         mover.wait_for("debug held")
         assert count(broker, QUEUE) == 0
-        assert count(broker, "shop_work_retry_1", "open_transactions") == 1
+        assert count(broker, "shop_work_retry_3600", "open_transactions") == 1
         assert arrived(broker) == [body]
         assert now_ms() >= due
-        emptied(broker, "shop_work_retry_1")
+        emptied(broker, "shop_work_retry_3600")
         assert mover.end(signal.SIGTERM) == 0
 
 
@@ -100,9 +100,11 @@ def test_term_gives_back_what_is_held(broker, tmp_path):
 
 
 def test_a_killed_mover_loses_nothing_and_another_goes_on(broker, tmp_path):
-    body = job(due_in=1)
-    put(broker, "shop_work_retry_1", body)
     with MoverProcess(tmp_path / "first", broker.address) as first:
+        # A mover that takes its time to begin would find it due.
+        first.wait_for("mover begins")
+        body = job(due_in=2)
+        put(broker, "shop_work_retry_1", body)
         first.wait_for("debug held")
         first.end(signal.SIGKILL)
     with MoverProcess(tmp_path / "second", broker.address):

@@ -166,7 +166,7 @@ class Host:
         try:
             yield log
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0, log.read_text()
+            assert process.wait(60) == 0, log.read_text()
         finally:
             if process.poll() is None:
                 process.kill()

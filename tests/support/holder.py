@@ -67,7 +67,7 @@ class Holder:
         if close:
             self.process.stdin.close()
         out, err = self.process.stdout.read(), self.process.stderr.read()
-        code = self.process.wait(30)
+        code = self.process.wait(60)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             stream.close()
         return code, out.decode().splitlines(), err.decode()

@@ -65,13 +65,13 @@ class TcpProxy:
 
     def __enter__(self) -> TcpProxy:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.cut()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _do(self, action: Callable[[], object]) -> None:
         done = threading.Event()
@@ -81,7 +81,7 @@ class TcpProxy:
             done.set()
 
         self._loop.call_soon_threadsafe(act)
-        assert done.wait(10)
+        assert done.wait(60)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -362,7 +362,7 @@ class TestServers:
             assert (
                 desk.do("shutdown", c.address).text == "The server has stopped: it is not reachable any more."
             )
-            assert c.process.wait(20) == 0
+            assert c.process.wait(60) == 0
             fill(brokers[0], "plain", 1)
             plan = desk.actions.plan("flush", "plain", {})
             assert any("Nothing is done on this server" in warning for warning in plan.warnings)

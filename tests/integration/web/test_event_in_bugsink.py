@@ -35,7 +35,7 @@ def visit(opener, address: str, fields: list[tuple[str, str]] | None = None):
     """Follow an address as a browser with cookies does; return where that led to, and the page."""
     body = None if fields is None else urllib.parse.urlencode(fields).encode()
     request = urllib.request.Request(address, body, {"Referer": address})
-    with opener.open(request, timeout=20) as answer:
+    with opener.open(request, timeout=60) as answer:
         return answer.url, answer.read().decode()
 
 

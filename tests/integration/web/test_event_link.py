@@ -29,7 +29,8 @@ HOSTILE = {
     "line end": f"{PLAIN}\nx",
     "turned": f"\u202e{PLAIN}",
     "long": PLAIN * 313,
-    "another form": "42",
+    # Not of letters and digits that a job's own id may have.
+    "another form": "xyz",
 }
 
 

@@ -50,7 +50,7 @@ class Hook:
                 # An envelope of Sentry's is three lines of JSON.
                 said = [json.loads(line) for line in body.splitlines()]
                 hook.heard.put((self.path, said[-1]))
-                hook.held.wait(30)
+                hook.held.wait(60)
                 self.send_response(200)
                 self.end_headers()
 
@@ -140,7 +140,7 @@ class Listener:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(20)
+        self.process.wait(60)
         self.process.stdout.close()
 
 
@@ -159,7 +159,7 @@ def listener(tmp_path, supervisord_log):
 
 def test_a_worker_that_was_killed_is_reported_to_the_webhook_with_how_it_ended(listener, hook):
     listener(hook.url).exited("shop_mail_00")
-    path, said = hook.heard.get(timeout=20)
+    path, said = hook.heard.get(timeout=60)
     assert path == "/hook?token=secret"
     assert said == {
         "text": "[test] worker9: shop_mail_00 ended unasked (terminated by SIGKILL) and is started again",
@@ -179,7 +179,7 @@ def test_a_worker_that_reached_its_limits_and_strangers_are_no_trouble_and_one_t
     ours.exited("shop_news_00")
     ours.exited("other_thing_00")
     ours.exited("shop_bulk_00", expected=1)
-    assert hook.heard.get(timeout=20)[1]["text"] == (
+    assert hook.heard.get(timeout=60)[1]["text"] == (
         "[test] worker9: shop_bulk_00 stays down: it cannot run as configured (exit status 78)"
     )
     ours.close()
@@ -193,7 +193,7 @@ def test_workers_that_stay_down_before_the_first_deploy_are_no_trouble(listener,
     ours.exited("shop_bulk_00", expected=1)
     ours.exited("shop_mail_00")
     ours.close()
-    assert hook.heard.get(timeout=20)[1]["kind"] == "crashed"
+    assert hook.heard.get(timeout=60)[1]["kind"] == "crashed"
     assert hook.heard.empty()
 
 
@@ -207,7 +207,7 @@ def test_a_start_that_fails_again_and_again_is_reported_the_fifth_time(listener,
             from_state="STARTING",
             tries=tries,
         )
-    assert "has failed to start 5 times in a row" in hook.heard.get(timeout=20)[1]["text"]
+    assert "has failed to start 5 times in a row" in hook.heard.get(timeout=60)[1]["text"]
     ours.close()
     assert len(ours.logged()) == 1
 
@@ -216,21 +216,21 @@ def test_a_receiver_that_hangs_holds_up_neither_supervisor_nor_the_next_report(l
     hook.held.clear()
     ours = listener(hook.url)
     ours.exited("shop_mail_00")
-    hook.heard.get(timeout=20)
+    hook.heard.get(timeout=60)
     # The report is under way and gets no answer; each of these is answered all the same.
     for _ in range(300):
         ours.exited("shop_mail_00")
     ours.exited("shop_bulk_00", expected=1)
     ours.ready()
     hook.held.set()
-    assert hook.heard.get(timeout=20)[1]["kind"] == "down"
+    assert hook.heard.get(timeout=60)[1]["kind"] == "down"
 
 
 def test_sentry_is_told_as_well_and_neither_keeps_the_other_from_it(listener, hook):
     dsn = f"http://key@127.0.0.1:{hook.server.server_port}/7"
     ours = listener("http://127.0.0.1:1/nobody", dsn)
     ours.exited("shop_mail_00")
-    path, event = hook.heard.get(timeout=20)
+    path, event = hook.heard.get(timeout=60)
     assert path == "/api/7/envelope/"
     assert (
         event["logentry"]["formatted"]
@@ -265,7 +265,7 @@ def test_it_goes_on_after_an_event_that_nobody_foresaw(listener, hook):
     ours = listener(hook.url)
     ours.tell("PROCESS_STATE_BACKOFF", processname="shop_mail_00", groupname="shop_mail", tries="many")
     ours.exited("shop_mail_00")
-    assert hook.heard.get(timeout=20)[1]["kind"] == "crashed"
+    assert hook.heard.get(timeout=60)[1]["kind"] == "crashed"
     assert ours.logged()[0]["event"] == "event not understood"
 
 
@@ -278,7 +278,7 @@ def test_it_ends_with_0_when_supervisor_asks_or_is_gone_and_sends_what_waits_fir
         ours.process.send_signal(signal.SIGTERM)
     else:
         ours.process.stdin.close()
-    assert ours.process.wait(20) == 0
+    assert ours.process.wait(60) == 0
     assert hook.heard.qsize() == 1
 
 
@@ -286,7 +286,7 @@ def test_settings_that_cannot_be_read_do_not_keep_the_webhook_from_being_told(li
     ours = listener(hook.url)
     (tmp_path / "shop.json").write_text("not JSON")
     ours.exited("shop_mail_00")
-    said = hook.heard.get(timeout=20)[1]
+    said = hook.heard.get(timeout=60)[1]
     assert said["group"] == "shop_mail"
     assert said["host"]
 

@@ -178,7 +178,7 @@ def test_too_many_folders_are_told_not_silently_left_alone(tmp_path, monkeypatch
     watcher = Watcher(tmp_path, lambda files: None, told.put)
     watcher.start()
     try:
-        assert told.get(timeout=20) == (
+        assert told.get(timeout=60) == (
             f"files are not watched: {tmp_path} has over 2 folders; name the application's own with --app"
         )
     finally:

@@ -139,7 +139,7 @@ class TestTasks:
         tasks = Tasks()
 
         def run(work):
-            work.stop.wait(20)
+            work.stop.wait(60)
             return Outcome((), "stopped", "stopped")
 
         running = [tasks.start("requeue", "q", "ada", 1, run) for _ in range(AT_ONCE)]
@@ -158,7 +158,7 @@ class TestTasks:
         go_on = threading.Event()
 
         def run(work):
-            go_on.wait(20)
+            go_on.wait(60)
             return Outcome((), "", DONE)
 
         first = tasks.start("requeue", "q", "ada", 1, run)

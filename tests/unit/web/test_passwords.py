@@ -96,7 +96,7 @@ def test_so_many_at_a_time_so_many_wait_and_the_next_is_turned_away(monkeypatch)
             at_work.append(1)
             most.append(len(at_work))
             inside.release()
-            go_on.wait(20)
+            go_on.wait(60)
             at_work.pop()
             return True
 
@@ -106,8 +106,8 @@ def test_so_many_at_a_time_so_many_wait_and_the_next_is_turned_away(monkeypatch)
     threads = [threading.Thread(target=lambda: results.append(looking.right(HASH, "x"))) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert inside.acquire(timeout=20)
-    assert inside.acquire(timeout=20)
+    assert inside.acquire(timeout=60)
+    assert inside.acquire(timeout=60)
     # Two are at work, the third waits; whoever comes when all places are taken is turned away.
     wait_until(lambda: looking._room._value == 0, "the third to wait")
     with pytest.raises(BusyError):

@@ -73,14 +73,14 @@ def busy(kept, waiting=0):
 
     def work(_):
         began.set()
-        over.wait(20)
+        over.wait(60)
 
     threads = [
         threading.Thread(target=kept.write, args=(work,), kwargs={"timeout": 20}) for _ in range(1 + waiting)
     ]
     try:
         threads[0].start()
-        assert began.wait(20)
+        assert began.wait(60)
         for thread in threads[1:]:
             thread.start()
         wait_until(lambda: len(kept._jobs) == waiting, "the others to wait")
