@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from kestrel_stack.queue import names
 from kestrel_stack.queue.jobs import cli, ping
+from kestrel_stack.queue.kestrel import KestrelStore
 from kestrel_stack.queue.pings import Ping, PingAnswer
 from support.broker import DEADLINE_S, BrokerProcess, wait_until
 from support.worker import App, WorkerProcess
@@ -268,6 +270,24 @@ def test_a_ping_that_is_interrupted_removes_what_it_wrote(brokers, tmp_path, num
     wait_until(lambda: all(broker.stats(ASKED).get("items") for broker in brokers), "the pings")
     asking.process.send_signal(number)
     asking.end(130)
+    assert [queues(broker) for broker in brokers] == [[], []]
+
+
+def test_one_that_is_interrupted_while_it_still_begins_removes_what_it_wrote(brokers, tmp_path, monkeypatch):
+    started = []
+
+    class Interrupted(threading.Thread):
+        def start(self):
+            super().start()
+            started.append(self)
+            if len(started) == len(brokers):
+                wait_until(lambda: all(broker.stats(ASKED).get("items") for broker in brokers), "the pings")
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(ping.threading, "Thread", Interrupted)
+    store = KestrelStore("shop", [broker.address for broker in brokers], ["work"])
+    with store, pytest.raises(KeyboardInterrupt):
+        ping.ask(store, ["work"], HOST, "R2", DEADLINE_S, tell=print, warn=print)
     assert [queues(broker) for broker in brokers] == [[], []]
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from kestrel_stack.queue import names
@@ -122,7 +123,11 @@ def ask(
 
 
 class _Questions:
-    """What the threads of one `ask` share."""
+    """What the threads of one `ask` share.
+
+    The thread that runs it takes no lock: who is interrupted between taking and having one never gives it
+    back, and the others could not remove what they wrote.
+    """
 
     def __init__(self, asked: list[Asked], host: str, timeout: float, warn: Callable[[str], None]):
         self._asked = asked
@@ -130,45 +135,41 @@ class _Questions:
         self._warn = warn
         self._began = time.monotonic()
         self._deadline = self._began + timeout
-        self._changed = threading.Condition()
-        self._over = False
+        self._answered: SimpleQueue[Asked] = SimpleQueue()
+        self._hearing = threading.Lock()
+        self._over = threading.Event()
+        self._visitors: list[threading.Thread] = []
+        """Those that may have written something."""
 
     def run(self, servers: Sequence[Server], tell: Callable[[Asked], None]) -> list[Asked]:
-        threads = [threading.Thread(target=self._visit, args=(server,), daemon=True) for server in servers]
-        for thread in threads:
-            thread.start()
         told: set[str] = set()
         try:
-            while True:
-                with self._changed:
-                    new = [one for one in self._asked if one.answer and one.queue not in told]
-                    left = self._deadline - time.monotonic()
-                    open_ = any(one.answer is None for one in self._asked)
-                    if not new and open_ and left > 0:
-                        self._changed.wait(left)
-                        continue
-                for one in new:
-                    told.add(one.queue)
-                    tell(one)
-                if not new:
+            # Within: who is interrupted while the last ones start has pings of the first ones to remove.
+            for server in servers:
+                threading.Thread(target=self._visit, args=(server,), daemon=True).start()
+            while len(told) < len(self._asked):
+                try:
+                    one = self._answered.get(timeout=max(0.0, self._deadline - time.monotonic()))
+                except Empty:
                     break
+                told.add(one.queue)
+                tell(one)
         finally:
-            with self._changed:
-                self._over = True
-                for one in self._asked:
-                    if one.answer is None:
-                        one.seconds = time.monotonic() - self._began
-                self._changed.notify_all()
-            # Each removes what it wrote, within its time limits.
-            for thread in threads:
-                thread.join(2 * SERVER_TIMEOUT + 1)
+            seconds = time.monotonic() - self._began
+            self._over.set()
+            # Each removes what it wrote, within its time limits. One that begins only now writes nothing.
+            for visitor in self._visitors:
+                visitor.join(2 * SERVER_TIMEOUT + 1)
         for one in self._asked:
             if one.queue not in told:
+                if one.answer is None:
+                    one.seconds = seconds
                 tell(one)
         return self._asked
 
     def _visit(self, server: Server) -> None:
         """Ask at one server until there is nothing more to ask."""
+        self._visitors.append(threading.current_thread())
         client = KestrelClient(server, SERVER_TIMEOUT, SERVER_TIMEOUT)
         written: dict[str, float] = {}
         with client:
@@ -186,20 +187,14 @@ class _Questions:
                         break
                     else:
                         one.failures.pop(server, None)
-                self._wait(pause)
+                self._over.wait(pause)
             with contextlib.suppress(ServerUnavailable, ProtocolError):
                 for queue in written:
                     client.delete(queue)
                     client.delete(names.ping_answers(queue))
 
     def _open(self) -> list[Asked]:
-        with self._changed:
-            return [] if self._over else [one for one in self._asked if one.answer is None]
-
-    def _wait(self, seconds: float) -> None:
-        with self._changed:
-            if not self._over:
-                self._changed.wait(min(seconds, max(0.0, self._deadline - time.monotonic())))
+        return [] if self._over.is_set() else [one for one in self._asked if one.answer is None]
 
     def _ask(self, client: KestrelClient, one: Asked, written: dict[str, float]) -> None:
         """Look for answers, and write the ping if there is none there."""
@@ -227,14 +222,14 @@ class _Questions:
             written[queue] = time.monotonic()
 
     def _heard(self, one: Asked, said: PingAnswer, server: Server) -> None:
-        with self._changed:
+        with self._hearing:
             if one.answer is not None:
                 return
             one.server = server
             one.seconds = time.monotonic() - self._began
             if (said.release, said.host) == (one.release, self._host):
                 one.answer = said
-                self._changed.notify_all()
+                self._answered.put(one)
                 return
             known, one.other = one.other, said
         if known != said:
