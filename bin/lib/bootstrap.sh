@@ -74,6 +74,7 @@ advice() {
             *"No route to host"* | *"Connection refused"* | *"Temporary failure resolving"* | *"Could not resolve"* | \
             *"Could not connect to"* | *"Cannot connect to proxy"* | *ConnectTimeoutError* | *"Read timed out"* | *"(from versions: none)"*)
             printf ': no way to where packages are; mend the network, or name a proxy (https_proxy) or an index (PIP_INDEX_URL), then run %s again' "$program" ;;
+        *"Could not get lock"*) printf ': another apt runs on this machine; let it end, then run %s again' "$program" ;;
         *CERTIFICATE_VERIFY_FAILED*)
             printf ': a certificate on the way to the packages is not trusted here; name the authority (PIP_CERT), then run %s again' "$program" ;;
     esac
@@ -349,8 +350,10 @@ install_packages() {
 apt_install() {
     local sudo=()
     is_root || sudo=(sudo -n)
+    # A machine that was just switched on often upgrades itself: apt waits for that, since it is asked to.
     "${sudo[@]}" apt-get update -q &&
-        "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
+        "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
 }
 
 make_venv() {

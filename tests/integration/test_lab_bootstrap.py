@@ -15,6 +15,8 @@ import pytest
 
 from support.bare_machine import WORKING_PYTHON, Machine, whole_machine
 
+INSTALL = "apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300"
+
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
@@ -64,15 +66,13 @@ def test_yes_installs_exactly_what_is_missing(machine: Machine) -> None:
     machine.lacks("git")
     done = machine.run("bin/up", "--yes")
     assert done.returncode == 0, done.stderr
-    assert machine.called("apt-get install") == ["apt-get install -q -y --no-install-recommends git"]
+    assert machine.called("apt-get install") == [f"{INSTALL} git"]
 
 
 def test_the_tests_of_the_php_half_need_php_its_extensions_and_phpunit(machine: Machine) -> None:
     done = machine.run("bin/test", "--only", "php", "--yes")
     assert done.returncode == 0, done.stderr
-    assert machine.called("apt-get install") == [
-        "apt-get install -q -y --no-install-recommends php-cli php-memcached php-sqlite3 phpunit"
-    ]
+    assert machine.called("apt-get install") == [f"{INSTALL} php-cli php-memcached php-sqlite3 phpunit"]
 
 
 def test_the_tests_with_processes_need_what_a_deploy_may_run_as_well(machine: Machine) -> None:
@@ -80,16 +80,14 @@ def test_the_tests_with_processes_need_what_a_deploy_may_run_as_well(machine: Ma
         machine.has(name)
     done = machine.run("bin/test", "--only", "processes", "--yes")
     assert done.returncode == 0, done.stderr
-    assert machine.called("apt-get install") == [
-        "apt-get install -q -y --no-install-recommends composer rsync"
-    ]
+    assert machine.called("apt-get install") == [f"{INSTALL} composer rsync"]
 
 
 def test_an_extension_alone_may_be_missing(machine: Machine) -> None:
     machine.has("phpunit")
     machine.has("php", '[[ "$*" != *sqlite3* ]]')
     assert machine.run("bin/test", "--only", "php", "--yes").returncode == 0
-    assert machine.called("apt-get install") == ["apt-get install -q -y --no-install-recommends php-sqlite3"]
+    assert machine.called("apt-get install") == [f"{INSTALL} php-sqlite3"]
 
 
 def test_dev_needs_no_engine_and_means_the_folder_it_is_called_in(machine: Machine, tmp_path: Path) -> None:
@@ -150,6 +148,17 @@ def test_a_failed_installation_shows_its_end_and_stops(machine: Machine) -> None
     assert "E: no space left on device" in done.stderr
     assert "took over" not in done.stdout
     assert not (machine.checkout / ".venv").exists()
+
+
+def test_another_apt_that_runs_is_waited_for_or_named(machine: Machine) -> None:
+    machine.lacks("git")
+    lock = "Could not get lock /var/lib/apt/lists/lock. It is held by process 7163 (apt-get)"
+    machine.has("apt-get", f'echo "E: {lock}" >&2; exit 100')
+    done = machine.run("bin/up", "--yes")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "bin/up: Install git failed: another apt runs on this machine; let it end, then run bin/up again"
+    )
 
 
 def test_without_root_the_command_has_sudo(machine: Machine) -> None:
