@@ -737,3 +737,27 @@ def test_site_yml_ends_for_every_host_when_one_is_wrong_before_any_play_that_cha
     ]
     assert failure(done, "a-good-inventory") == "wrong failed, as said above: no host goes on"
     assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "0"]
+
+
+@pytest.mark.parametrize("folder", [".", "ansible"], ids=["from the root", "from ansible"])
+@pytest.mark.parametrize("broken", [False, True], ids=["misspelt", "broken"])
+def test_an_inventory_that_cannot_be_read_ends_the_run(tmp_path, folder, broken):
+    """With what Ansible comes with it is a warning among others, no hosts, and exit code 0."""
+    inventory = tmp_path / "inventory"
+    if broken:
+        write_inventory(inventory, {})
+        (inventory / "more.yml").write_text("all:\n\thosts: [\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    done = subprocess.run(
+        [PLAYBOOK, "-i", inventory, CHECKOUT / "ansible/site.yml", "--list-hosts"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "ANSIBLE_HOME": str(tmp_path / "home"), "ANSIBLE_NOCOLOR": "1"},
+        cwd=CHECKOUT / folder,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode != 0, done.stdout
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("[ERROR]: ")
+    assert str(inventory / "more.yml" if broken else inventory) in said

@@ -29,8 +29,12 @@ _ASKS_OTHERS = re.compile(rb"plugin[\"']?\s*:|\A\s*\$ANSIBLE_VAULT")
 _CONFIGURES_OTHERS = re.compile(
     rb"plugin|vault|playbook_dir|collections|^\s*\[inventory\]|home", re.MULTILINE
 )
-# A strategy says how tasks run, and has no say in an inventory.
-_HAS_NO_SAY = re.compile(rb"^strategy_plugins\s*=.*$", re.MULTILINE)
+# A strategy says how tasks run, and has no say in an inventory. Nor has a section of this one option: what it
+# ends is never remembered.
+_HAS_NO_SAY = re.compile(
+    rb"^strategy_plugins\s*=.*$|^\[inventory\]\n(?:#.*\n)*any_unparsed_is_failed\s*=.*\n(?=\n*(?:\[|\Z))",
+    re.MULTILINE,
+)
 
 
 def list_inventory(
