@@ -29,6 +29,8 @@ def test_a_machine_that_has_everything_is_asked_nothing_and_goes_on(machine: Mac
     assert done.returncode == 0, done.stderr
     assert "took over: -m kestrel_stack.lab up --env lab --suite bookworm" in done.stdout
     assert machine.called("apt-get") == []
+    other = machine.run("bin/up", "--env=single", "--suite=trixie")
+    assert "took over: -m kestrel_stack.lab up --env single --suite trixie" in other.stdout
 
 
 @pytest.mark.parametrize(
@@ -400,6 +402,7 @@ def test_on_a_terminal_the_question_is_asked_and_only_yes_installs(
     [
         (("bin/up", "--wrong"), "--wrong", 2),
         (("bin/up", "--env"), "--env needs a value", 2),
+        (("bin/up", "--env="), "--env and --suite need a value", 2),
         (("bin/up", "--env", "production"), "--env production", 1),
         (("bin/up", "--suite", "buster"), "--suite buster", 1),
         (("bin/down", "--wrong"), "--wrong", 2),
