@@ -71,6 +71,15 @@ class _Both(Linear, _End):
         )
         self._pending_results += 1
 
+    def _copy_included_file(self, included_file):
+        # Called right before it is said what was included. Other hosts' results may have been printed since
+        # the include's own; whoever prints the run puts them under their task's heading, but not that line.
+        task = included_file._task
+        for printer in self._tqm._callback_plugins:
+            if getattr(printer, "_last_task_banner", task._uuid) != task._uuid:
+                printer._print_task_banner(task)
+        return super()._copy_included_file(included_file)
+
     def _skipped(self, task, task_vars):
         """Return the result of a task that its condition skips; None when it is not for us to say."""
         if not task.when or task.loop is not None or task.delegate_to is not None:

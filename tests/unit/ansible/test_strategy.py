@@ -252,3 +252,42 @@ def test_elsewhere_they_do(tmp_path):
     done = loose(tmp_path, "true", {})
     recap = dict(re.findall(r"^(\S+) +: (.*\S)", done.stdout, re.MULTILINE))
     assert "failed=1" in recap["first"], done.stdout + done.stderr
+
+
+INCLUDES = """
+- hosts: all
+  gather_facts: false
+  vars:
+    __hosts_wait: {wait}
+  tasks:
+    - name: Include for the first
+      ansible.builtin.include_tasks: first.yml
+      when: inventory_hostname == 'first'
+    - name: Include for the second
+      ansible.builtin.include_tasks: second.yml
+      when: inventory_hostname == 'second'
+    - name: Include for the third
+      ansible.builtin.include_tasks: third.yml
+      when: inventory_hostname == 'third'
+"""
+
+
+@pytest.mark.parametrize("wait", ["false", "true"])
+def test_what_is_included_is_said_under_its_own_heading(tmp_path, wait):
+    names = ("first", "second", "third")
+    for name in names:
+        again = "".join(
+            f"- name: Include for the {name} ({number})\n  ansible.builtin.include_tasks: empty.yml\n"
+            for number in range(10)
+        )
+        (tmp_path / f"{name}.yml").write_text(again)
+    (tmp_path / "empty.yml").write_text("- ansible.builtin.meta: noop\n")
+    done = play(tmp_path, {}, INCLUDES.replace("{wait}", wait), "first,second,third", "")
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = re.findall(r"^TASK \[Include for the (\w+)|^included: .* for (\w.*)", done.stdout, re.MULTILINE)
+    heading, included = "", []
+    for name, hosts in said:
+        heading = name or heading
+        if hosts:
+            included.append((heading, hosts))
+    assert sorted(included) == sorted([(name, name) for name in names] * 11), done.stdout
