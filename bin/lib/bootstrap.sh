@@ -268,6 +268,9 @@ check_browser() {
 
 check_engine() {
     local client reason
+    if [[ ${KESTREL_STACK_DOCKER:-} == */* ]] && ! has "$KESTREL_STACK_DOCKER"; then
+        fail "KESTREL_STACK_DOCKER=$KESTREL_STACK_DOCKER: there is no such program; correct or unset it"
+    fi
     if engine_answers; then
         check_containers
         if ! has mmdebstrap && ! base_image_in_reach; then
@@ -275,7 +278,8 @@ check_engine() {
         fi
     else
         if client=$(docker_client); then
-            reason=$("$client" info 2>&1 >/dev/null | grep -v '^WARNING' | tail -n 1) || true
+            # Not by info, whose error output is "errors pretty printing info" with Debian 12's client.
+            reason=$("$client" ps 2>&1 >/dev/null | grep -vE '^(WARNING|$)' | tail -n 1) || true
             if [[ -n ${DOCKER_HOST:-} ]]; then
                 fail "no Docker engine answers at DOCKER_HOST=$DOCKER_HOST: ${reason:-no reason given}; correct or unset DOCKER_HOST"
             fi

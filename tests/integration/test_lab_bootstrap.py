@@ -183,9 +183,15 @@ def test_no_docker_and_no_root_is_one_line_and_nothing_is_done(machine: Machine)
     assert machine.changed_nothing()
 
 
+def no_engine(reason: str) -> str:
+    """Return what Debian 12's client does: it tells the reason, but for info as part of what was asked."""
+    told = f'echo "ERROR: {reason}"; echo "errors pretty printing info" >&2'
+    return f'if [[ $1 == info ]]; then {told}; else echo "{reason}" >&2; fi; exit 1'
+
+
 def test_an_engine_that_the_user_may_not_use_is_named_with_the_way_out(machine: Machine) -> None:
     machine.has("id", 'case "$1" in -u) echo 1000 ;; -un) echo ada ;; esac')
-    machine.has("stand-in-docker", 'echo "Got permission denied while trying to connect" >&2; exit 1')
+    machine.has("stand-in-docker", no_engine("permission denied while trying to connect"))
     done = machine.run("bin/up", "--yes")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
@@ -195,11 +201,20 @@ def test_an_engine_that_the_user_may_not_use_is_named_with_the_way_out(machine: 
 
 
 def test_an_engine_elsewhere_that_does_not_answer_is_named(machine: Machine) -> None:
-    machine.has("stand-in-docker", 'echo "Cannot connect" >&2; exit 1')
+    machine.has("stand-in-docker", no_engine("Cannot connect"))
     done = machine.run("bin/up", "--yes", DOCKER_HOST="tcp://192.0.2.1:2375")
     assert done.returncode == 1
-    assert "DOCKER_HOST=tcp://192.0.2.1:2375" in done.stderr
+    assert "no Docker engine answers at DOCKER_HOST=tcp://192.0.2.1:2375: Cannot connect;" in done.stderr
     assert machine.changed_nothing()
+
+
+def test_a_client_that_was_named_and_is_not_there_is_not_what_apt_installs(machine: Machine) -> None:
+    done = machine.run("bin/up", "--yes", KESTREL_STACK_DOCKER="/opt/no/docker")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "bin/up: KESTREL_STACK_DOCKER=/opt/no/docker: there is no such program; correct or unset it\n"
+    )
+    assert machine.called("apt-get") == []
 
 
 def test_the_bootstrap_tool_is_not_asked_for_when_the_base_can_be_pulled(machine: Machine) -> None:
