@@ -27,7 +27,7 @@ unpack_mb=300
 log_mb=100
 [[ ${CI:-} == true ]] && yes=1
 # What this run did, for Python to report; another bin/* that runs us has its own.
-unset KESTREL_STACK_BOOTSTRAPPED KESTREL_STACK_ENGINE_STARTED
+unset KESTREL_STACK_BOOTSTRAPPED KESTREL_STACK_BOOTSTRAP_SECONDS KESTREL_STACK_ENGINE_STARTED
 
 fail() { printf '%s: %s\n' "$program" "$1" >&2; exit "${2:-1}"; }
 is_root() { [[ $(id -u) -eq 0 ]]; }
@@ -399,6 +399,7 @@ bootstrap() {
         fi
         exec 9>&-
     fi
+    export KESTREL_STACK_BOOTSTRAP_SECONDS=$SECONDS
     export PATH=$venv/bin:$PATH
     # An environment may be shared: this checkout's source comes before one that is installed there.
     export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}

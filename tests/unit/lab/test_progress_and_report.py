@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
-from kestrel_stack.lab import progress, report
+from kestrel_stack.lab import progress, report, up
+from kestrel_stack.lab.inventory import Lab
 
 
 class Terminal(io.StringIO):
@@ -100,3 +102,16 @@ def test_the_report_in_a_pipe_cuts_no_command_and_no_release() -> None:
         in text
     )
     assert f"\nBugsink on monitor1: http://172.20.0.15:8765/ (password in {'x' * 120}.json)\n" in text
+
+
+def test_the_time_of_bin_up_counts_what_was_installed_before_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(up, "lab_of", lambda env: Lab(tmp_path, env, "0", (), {}, tmp_path / "state"))
+    monkeypatch.setattr(up, "_up", lambda *_: None)
+    monkeypatch.setattr(report, "show", lambda *_: None)
+    monkeypatch.setattr(up.programs, "interrupts_on_term", lambda: None)
+    monkeypatch.setenv("KESTREL_STACK_BOOTSTRAPPED", "1")
+    monkeypatch.setenv("KESTREL_STACK_BOOTSTRAP_SECONDS", "36000")
+    assert up.up("lab", "bookworm", recreate=False) == 0
+    assert "lab is up in 600 min" in capsys.readouterr().out
