@@ -28,6 +28,7 @@ FIRST_ADDRESS = 11
 MAX_HOSTS = 200
 READY_SECONDS = 90.0
 LOGIN_SECONDS = 20.0
+REMOVAL_SECONDS = 60.0
 POLL_SECONDS = 0.1
 INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 # Private, and rarely a company's own network; one /24 per lab.
@@ -204,13 +205,35 @@ def has_files(lab: Lab) -> bool:
 
 
 def _remove(lab: Lab) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    containers = tuple(item["Name"].lstrip("/") for item in existing(lab).values())
-    if containers:
-        engine.docker("rm", "--force", "--volumes", *containers)
+    containers = _names(lab)
+    _remove_containers(lab, containers)
     names = tuple(networks(lab))
     for name in names:
         engine.docker("network", "rm", name)
     return containers, names
+
+
+def _names(lab: Lab) -> tuple[str, ...]:
+    return tuple(
+        engine.docker(
+            "ps", "--all", "--format={{.Names}}", f"--filter=label={LABEL}={lab.key}"
+        ).stdout.split()
+    )
+
+
+def _remove_containers(lab: Lab, containers: tuple[str, ...]) -> None:
+    """Remove containers; those that the engine removes already, for a ``down`` cut short, are waited for."""
+    end = time.monotonic() + REMOVAL_SECONDS
+    while containers:
+        done = engine.docker("rm", "--force", "--volumes", *containers, check=False)
+        if done.returncode == 0:
+            return
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        gone = all("is already in progress" in line or "No such container" in line for line in said)
+        if not said or not gone or time.monotonic() >= end:
+            raise LabError(f"docker rm failed: {engine.last_line(done.stderr)}")
+        time.sleep(POLL_SECONDS)
+        containers = _names(lab)
 
 
 def routes(text: str) -> list[ipaddress.IPv4Network]:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kestrel_stack.lab import hosts, inventory
+from kestrel_stack.lab.errors import LabError
 from kestrel_stack.lab.inventory import Lab
 
 ROUTES = (
@@ -102,3 +103,43 @@ def test_a_limit_that_many_containers_reach_is_named_with_its_command(limit: str
     said = hosts._few_watches(lambda: limit)
     assert ("sysctl -w fs.inotify.max_user_instances=1024" in said) is told
     assert bool(said) is told
+
+
+ENGINE = """#!/bin/bash
+cd "${0%/*}"
+case "$1 $2" in
+    "rm --force")
+        echo "$*" >>removals
+        [[ -z $REFUSES ]] || { echo "Error response from daemon: $REFUSES" >&2; exit 1; }
+        [[ $(wc -l <removals) -gt 2 ]] && { rm -f there; exit 0; }
+        echo "Error response from daemon: removal of container queue1 is already in progress" >&2
+        exit 1 ;;
+    "ps --all") [[ ! -e there ]] || cat there ;;
+esac
+"""
+
+
+@pytest.fixture
+def removing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An engine that still removes a container which somebody else, now interrupted, asked it to remove."""
+    program = tmp_path / "docker"
+    program.write_text(ENGINE)
+    program.chmod(0o755)
+    (tmp_path / "there").write_text("queue1\n")
+    monkeypatch.setenv("KESTREL_STACK_DOCKER", str(program))
+    return tmp_path
+
+
+def test_containers_that_are_being_removed_already_are_waited_for(removing: Path) -> None:
+    lab = a_lab(removing)
+    assert hosts.down(lab).containers == ("queue1",)
+    assert (removing / "removals").read_text().splitlines() == ["rm --force --volumes queue1"] * 3
+
+
+def test_any_other_reason_of_the_engine_is_told_at_once(
+    removing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFUSES", "device is busy")
+    with pytest.raises(LabError, match=r"docker rm failed: .*device is busy"):
+        hosts.down(a_lab(removing))
+    assert len((removing / "removals").read_text().splitlines()) == 1
