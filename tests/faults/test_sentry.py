@@ -21,6 +21,7 @@ from kestrel_stack.consumer import sentry
 from kestrel_stack.queue import Producer
 from kestrel_stack.queue.envelope import ParkedRecord
 from support.broker import BrokerProcess, wait_until
+from support.ports import reserve
 from support.sentry import KEY, SentryServer, make_certificate
 from support.worker import LANGUAGES, App, WorkerProcess, settings
 
@@ -181,9 +182,7 @@ def full_backlog():
 
 @contextlib.contextmanager
 def nobody():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    yield port, []
+    yield reserve(), []
 
 
 @contextlib.contextmanager

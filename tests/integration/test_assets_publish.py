@@ -24,6 +24,7 @@ from kestrel_stack.deploy.assets import publish as publishing
 from kestrel_stack.deploy.build.tree import File
 from kestrel_stack.deploy.errors import Cancelled, Failed, Refused
 from kestrel_stack.deploy.report import Report
+from support.ports import nobody, reserve
 
 TREE = {
     "public/css/shop.css": File(b"a { background: url(../img/i.png) }\n" * 50),
@@ -74,12 +75,6 @@ def changed(tree=TREE):
     return {**tree, "public/img/i.png": File(b"\x89PNG another\r\n")}
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def wait_until(condition, process=None):
     end = time.monotonic() + DEADLINE
     while not condition():
@@ -108,7 +103,7 @@ def test_without_a_cdn_nothing_is_done():
 
 @pytest.fixture(scope="module")
 def s3_server(tmp_path_factory):
-    port = free_port()
+    port = reserve()
     log = tmp_path_factory.mktemp("s3") / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -312,7 +307,7 @@ def test_refused_credentials_are_not_printed(bucket, strict):
 
 
 def test_a_server_that_is_away(account):
-    publisher = Publisher({"s3": {"bucket": "abc", "endpoint": f"http://127.0.0.1:{free_port()}"}})
+    publisher = Publisher({"s3": {"bucket": "abc", "endpoint": f"http://{nobody()}"}})
     assert "Could not connect to the endpoint" in failure(publisher)
 
 
@@ -409,7 +404,7 @@ def test_without_rsync_its_package_is_named_before_anything_is_done(tmp_path, mo
 @pytest.fixture
 def daemon(rsync, tmp_path):
     """An rsync daemon with a password, as a CDN's push zone has one."""
-    port = free_port()
+    port = reserve()
     (tmp_path / "zone").mkdir()
     secrets = tmp_path / "secrets"
     secrets.write_text(f"shop:{SECRET}\n")
@@ -473,7 +468,7 @@ def sshd(tmp_path, monkeypatch):
     program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         pytest.skip("sshd is not installed: apt install openssh-server")
-    port = free_port()
+    port = reserve()
     for name in ("host_key", "key"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True

@@ -397,7 +397,9 @@ def reload_by_signal(broker):
 
 @pytest.mark.parametrize("reload", [reload_by_command, reload_by_admin, reload_by_signal])
 def test_every_way_to_reload_changes_live_queues_and_aliases_and_is_seen_in_the_log(tmp_path, reload):
-    with BrokerProcess(tmp_path, log_level="error") as broker:
+    made = BrokerProcess(tmp_path, log_level="error")
+    made.holds_ports = False
+    with made as broker:
         with broker.connect() as client:
             client.set("jobs", b"1")
             broker.config |= {"port": 0, "admin_port": 0}  # as it was started with

@@ -16,6 +16,7 @@ from kestrel_stack.queue.errors import (
 )
 from kestrel_stack.queue.servers import Server
 from support.broker import BrokerProcess
+from support.ports import reserve
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +184,7 @@ def test_a_restarted_broker_is_noticed_before_anything_is_sent(tmp_path):
 
 
 def test_nobody_listening_is_named():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        address = Server(*listening.getsockname())
+    address = Server("127.0.0.1", reserve())
     with pytest.raises(ServerUnavailable, match=f"{address} is not reachable: Connection refused"):
         KestrelClient(address).get("q")
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import signal
-import socket
 
 import pytest
 
@@ -12,6 +11,7 @@ from kestrel_stack.consumer.log import Log
 from kestrel_stack.queue import Producer
 from kestrel_stack.queue.envelope import ParkedRecord
 from support.broker import BrokerProcess, wait_until
+from support.ports import nobody
 from support.sentry import KEY, SentryServer
 from support.worker import App, WorkerProcess, settings
 
@@ -246,11 +246,9 @@ def test_a_sentry_that_hangs_holds_up_no_job(app, broker, server, app_name):
 
 
 def test_a_sentry_that_is_down_is_told_once_and_when_it_is_back(app, broker, server):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        down = listening.getsockname()[1]
     log = []
     reporter = sentry.Reporter(
-        *(sentry.Dsn.parse(f"http://{KEY}@127.0.0.1:{down}/1"), Log(lambda *line: log.append(line)), {})
+        *(sentry.Dsn.parse(f"http://{KEY}@{nobody()}/1"), Log(lambda *line: log.append(line)), {})
     )
     for _ in range(3):
         reporter.report(sentry.make_event("A", "b", level="error", tags={}))

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from kestrel_stack.queue.jobs import cli, ping
 from kestrel_stack.queue.kestrel import KestrelStore
 from kestrel_stack.queue.pings import Ping, PingAnswer
 from support.broker import DEADLINE_S, BrokerProcess, wait_until
+from support.ports import nobody
 from support.worker import App, WorkerProcess
 
 SRC = Path(__file__).parents[2] / "src"
@@ -36,8 +36,7 @@ def empty(brokers):
 
 @pytest.fixture
 def down():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return "{}:{}".format(*listening.getsockname())
+    return nobody()
 
 
 def queues(broker):

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import pytest
 
 from support.bare_machine import WORKING_PYTHON, Machine, whole_machine
 from support.deploy import ROOT
+from support.ports import reserve
 
 GIT = shutil.which("git") or "git"
 
@@ -142,8 +142,7 @@ def test_without_a_way_to_the_packages_it_says_that_and_goes_on_when_there_is_on
     machine: Machine, tmp_path: Path
 ) -> None:
     """The real pip, and an index that does not answer."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = reserve()
     pip = (
         f"{sys.executable} -m pip --disable-pip-version-check --retries 0 --timeout 2 download --no-deps "
         f"--index-url http://127.0.0.1:{port}/ --dest {tmp_path / 'to'} fabric==3.2.3"

@@ -10,6 +10,7 @@ import pytest
 
 from kestrel_stack.queue import InvalidJob, Producer, QueueFull, ServerUnavailable
 from support.broker import BrokerProcess
+from support.ports import nobody
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,7 @@ def silent():
 
 @pytest.fixture
 def closed():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return "{}:{}".format(*listening.getsockname())
+    return nobody()
 
 
 @pytest.fixture

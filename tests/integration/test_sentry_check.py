@@ -13,6 +13,7 @@ import pytest
 
 from kestrel_stack.consumer import sentry, sentry_check
 from support.bugsink import Bugsink
+from support.ports import reserve
 from support.sentry import KEY, SentryServer, make_certificate
 from support.worker import ROOT, settings
 
@@ -116,8 +117,7 @@ def test_a_name_that_nobody_knows_is_told_with_where_to_look(run):
 
 
 def test_a_port_where_nobody_listens_is_told(run):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    port = reserve()
     line = refused(run(f"http://{KEY}@127.0.0.1:{port}/1"))
     assert f"127.0.0.1:{port} refuses connections: start Sentry there" in line
     assert "sentry_listen_address" in line

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 
 from support.broker import BrokerProcess, wait_until
+from support.ports import reserve
 
 ROOT = Path(__file__).parents[2]
 SHOP = ROOT / "examples/shop"
@@ -70,8 +70,7 @@ def pages(request, tmp_path, broker):
             }
         )
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = reserve()
     command = {
         "python": [sys.executable, "-c", WSGI, str(port)],
         "php": ["php", "-S", f"127.0.0.1:{port}", "public/index.php"],

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from support.broker import wait_until
+from support.ports import reserve
 
 UNPACKED = Path(__file__).parents[2] / ".build" / "beanstalkd"
 
@@ -67,8 +68,7 @@ class BeanstalkdProcess:
 
     def start(self) -> BeanstalkdProcess:
         if not self.port:
-            with socket.create_server((self.host, 0)) as free:
-                self.port = free.getsockname()[1]
+            self.port = reserve()
         self.process = subprocess.Popen(
             [
                 *(program(), "-l", self.host, "-p", str(self.port)),

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from support import ports
+
 DEADLINE_S = 60.0
 
 
@@ -66,6 +68,9 @@ class BrokerProcess(Broker):
         self.config_file = self.folder / "broker.json"
         self.log_file = self.folder / "broker.log"
         self._port_file = self.folder / "ports.json"
+        self.holds_ports = True
+        """Whether it is told its ports; else it chooses them, and may lose them while it is restarted."""
+        self._held: list[socket.socket] = []
         self.process: subprocess.Popen | None = None
         self.port = 0
         self.admin_port: int | None = None
@@ -88,6 +93,11 @@ class BrokerProcess(Broker):
     def start(self, preexec_fn=None) -> BrokerProcess:
         """Start it and return when it answers; the log is in the message if it does not."""
         self._port_file.unlink(missing_ok=True)
+        for key in ("port", "admin_port"):
+            # The same after a restart, and until then nobody else's.
+            if self.config[key] == 0 and self.holds_ports:
+                self._held.append(ports.hold())
+                self.config[key] = self._held[-1].getsockname()[1]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
@@ -96,8 +106,8 @@ class BrokerProcess(Broker):
         wait_until(lambda: self._port_file.exists() or self.process.poll() is not None, "the broker to start")
         if not self._port_file.exists():
             raise RuntimeError(f"the broker ended with {self.process.returncode}:\n{self.log}")
-        ports = json.loads(self._port_file.read_text())
-        self.port, self.admin_port = ports["port"], ports["admin_port"]
+        told = json.loads(self._port_file.read_text())
+        self.port, self.admin_port = told["port"], told["admin_port"]
         self.config |= {"port": self.port, "admin_port": self.admin_port}
         return self
 
@@ -128,6 +138,8 @@ class BrokerProcess(Broker):
     def __exit__(self, *exc) -> None:
         if self.process and self.process.poll() is None:
             self.kill()
+        for held in self._held:
+            held.close()
 
 
 class RawClient:

@@ -9,7 +9,6 @@ import os
 import platform
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 
 from kestrel_stack.deploy.build.wheelhouse import build
 from kestrel_stack.deploy.hoststate import Target
+from support.ports import reserve
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".build" / "bugsink"
@@ -152,12 +152,6 @@ def send(dsn: str, message: str = "out of stock") -> str:
     return event
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
 class Bugsink:
     """Gunicorn and snappea of a Bugsink with one team and project, on a free port; a context manager.
 
@@ -168,7 +162,7 @@ class Bugsink:
     def __init__(self, folder: Path, *, lock: str = LOCK, **settings: object):
         self.folder = folder
         self.settings = settings
-        self.port = free_port()
+        self.port = reserve()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = folder / "log"
         self._lock = lock

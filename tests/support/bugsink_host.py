@@ -11,8 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.bugsink import EMAIL, PASSWORD, free_port, send, venv
+from support.bugsink import EMAIL, PASSWORD, send, venv
 from support.host_programs import CHECKOUT
+from support.ports import reserve
 
 PROGRAM = CHECKOUT / "templates/usr/local/sbin/kestrel-stack-bugsink"
 UNITS = ("bugsink.service", "bugsink-snappea.service")
@@ -144,7 +145,7 @@ class BugsinkHost:
             (folder / name).mkdir(parents=True)
         self.root, self.etc, self.units = folder / "opt", folder / "etc", folder / "units"
         self.state, self.backups, self.told = folder / "var/state", folder / "var/backups", folder / "told"
-        self.port = free_port()
+        self.port = reserve()
         self.url = f"http://127.0.0.1:{self.port}"
         (folder / "wrapper.py").write_text(WRAPPER)
         self.given = {

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from http.client import HTTPConnection
 from pathlib import Path
 
+from support import ports
 from support.broker import DEADLINE_S, Broker, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +73,7 @@ class KestrelWeb:
         self.environment = clean_environment(environment)
         self.process: subprocess.Popen | None = None
         self.host, self.port, self.url = "127.0.0.1", 0, ""
+        self._held: socket.socket | None = None
 
     @property
     def log(self) -> str:
@@ -87,6 +90,10 @@ class KestrelWeb:
 
     def launch(self, preexec_fn=None) -> subprocess.Popen:
         """Start it without waiting for anything."""
+        if (self.config["listen"], self.config["port"]) == ("127.0.0.1", 0):
+            # The same after a restart, and until then nobody else's.
+            self._held = ports.hold()
+            self.config["port"] = self._held.getsockname()[1]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdout=log, stderr=log, env=self.environment, preexec_fn=preexec_fn
@@ -106,7 +113,7 @@ class KestrelWeb:
             if not (found := listening()):
                 raise RuntimeError(f"kestrel-web ended with {self.process.returncode}:\n{self.log}")
             self.host, self.port = found[2].strip("[]"), int(found[3])
-            self.config["port"] = self.port  # the same after a restart
+            self.config["port"] = self.port
             self.url = found[1].rstrip("/")
             self.get(f"{self.config.get('prefix', '')}/healthz")  # whatever it says: it answers
         except BaseException:
@@ -159,3 +166,5 @@ class KestrelWeb:
     def __exit__(self, *exc) -> None:
         if self.process and self.process.poll() is None:
             self.kill()
+        if self._held:
+            self._held.close()

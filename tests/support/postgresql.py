@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.bugsink import free_port
+from support.ports import reserve
 
 
 def program(name: str) -> str:
@@ -40,7 +40,7 @@ class Postgresql:
                 pytest.skip("there is no user postgres on this machine, and PostgreSQL does not run as root")
         self.given = {
             "host": "127.0.0.1",
-            "port": free_port(),
+            "port": reserve(),
             "name": "bugsink",
             "user": "bugsink",
             "password": "only for tests",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from support.beanstalkd import unpack
 from support.broker import wait_until
+from support.ports import reserve
 
 UNPACKED = Path(__file__).parents[2] / ".build" / "redis"
 
@@ -47,8 +48,7 @@ class RedisProcess:
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> RedisProcess:
-        with socket.create_server((self.host, 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = reserve()
         path, environment = program()
         self.process = subprocess.Popen(
             [path, "--bind", self.host, "--port", str(self.port), "--save", "", *self.arguments],

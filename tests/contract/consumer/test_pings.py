@@ -13,6 +13,7 @@ from kestrel_stack.queue import names
 from kestrel_stack.queue.pings import Ping, PingAnswer
 from support.broker import BrokerProcess, wait_until
 from support.jobs import Stage, cases, now_ms
+from support.ports import nobody
 from support.worker import App
 
 TERM = signal.SIGTERM
@@ -77,8 +78,7 @@ def two(own_stage, tmp_path):
 @pytest.fixture
 def down():
     """The address of a server that is not there."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return "{}:{}".format(*listening.getsockname())
+    return nobody()
 
 
 def test_an_idle_worker_answers_with_what_it_is(stage):

@@ -2,13 +2,13 @@
 
 import json
 import signal
-import socket
 
 import pytest
 
 from kestrel_stack.queue.envelope import Envelope, ParkedRecord
 from support.broker import BrokerProcess, wait_until
 from support.jobs import Stage
+from support.ports import nobody
 
 TERM = signal.SIGTERM
 
@@ -55,9 +55,7 @@ def test_an_idle_worker_waits_for_its_server_and_says_so_once(own_stage):
 
 
 def test_a_worker_without_any_server_waits_and_does_not_spin_and_ends_when_told(stage):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        address = "{}:{}".format(*listening.getsockname())
-    with stage.worker(servers=address, debug=True) as worker:
+    with stage.worker(servers=nobody(), debug=True) as worker:
         worker.wait_for("server is still away", 3)
         tries = worker.log.count("server is still away")
         assert worker.end(TERM) == 0
@@ -66,10 +64,8 @@ def test_a_worker_without_any_server_waits_and_does_not_spin_and_ends_when_told(
 
 
 def test_a_server_that_is_down_does_not_keep_a_worker_from_the_others(stage):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        down = "{}:{}".format(*listening.getsockname())
     ids = [stage.send("Note") for _ in range(20)]
-    with stage.worker(servers=f"{down},{stage.broker.address}") as worker:
+    with stage.worker(servers=f"{nobody()},{stage.broker.address}") as worker:
         assert [line["id"] for line in worker.jobs(20)] == ids
         assert worker.end(TERM) == 0
     assert len(worker.events("server is away")) == 1

@@ -14,6 +14,7 @@ from kestrel_stack.web.polling import poller
 from kestrel_stack.web.polling.poll import PollError, Probe
 from kestrel_stack.web.polling.poller import Poller
 from support.broker import DEADLINE_S, BrokerProcess, wait_until
+from support.ports import reserve
 from support.tcp_proxy import TcpProxy
 
 EVERY_LEGAL_BYTE = [b"byte" + bytes([byte]) for byte in range(256) if byte not in b"./~ \n\0"]
@@ -174,8 +175,7 @@ def test_many_polls_are_one_connection(broker):
 
 
 def test_without_an_admin_port_stats_are_read_and_the_row_says_why(shared):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = taken.getsockname()[1]
+    free = reserve()
     made = config(shared)
     made.admin_ports[server(shared)] = free
     with polling(made) as running:

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import socketserver
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import threading
 from pathlib import Path
 
 import pytest
+
+from support.ports import reserve
 
 GUARD = Path(__file__).resolve().parents[3] / "templates/usr/local/sbin/kestrel-stack-spool-guard"
 # No file system has more, and none has less than nothing: full and empty without filling anything.
@@ -187,9 +188,7 @@ def test_a_guard_killed_while_it_lifts_ends_with_the_server_up_and_nothing_noted
 
 def test_a_server_that_is_down_is_no_failure_and_gets_its_status_when_it_is_back(guard, server):
     guard(FULL)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        closed = taken.getsockname()[1]
-    there, guard.port = guard.port, closed
+    there, guard.port = guard.port, reserve()
     assert guard(ROOMY) == (0, "")
     assert guard.state.exists()
     guard.port = there

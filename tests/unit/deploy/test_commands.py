@@ -1,12 +1,12 @@
 """fab's command line, as far as it goes without a host."""
 
 import re
-import socket
 
 import pytest
 import yaml
 
 from support.deploy import ROOT, GitApp, fab
+from support.ports import reserve
 
 COMMANDS = ["check", "deploy", "logs", "releases", "rollback", "status", "unlock", "workers"]
 
@@ -19,10 +19,7 @@ def app(tmp_path):
 @pytest.fixture
 def inventory(tmp_path):
     """One host, at a port of this machine where nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    host = {"ansible_host": "127.0.0.1", "ansible_port": port, "kestrel_stack_address": "127.0.0.1"}
+    host = {"ansible_host": "127.0.0.1", "ansible_port": reserve(), "kestrel_stack_address": "127.0.0.1"}
     variables = {
         "kestrel_stack_app": "shop",
         "kestrel_stack_namespace": "shop",

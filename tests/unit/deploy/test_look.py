@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +30,7 @@ from kestrel_stack.queue.envelope import Envelope, now_ms
 from kestrel_stack.queue.interface import Queue as JobsQueue
 from support.broker import BrokerProcess
 from support.deploy import NEW, OLD, ROOT, GitApp, Tree, wait_for
+from support.ports import nobody
 
 # The package's attribute of this name is the command.
 logs_module = importlib.import_module("kestrel_stack.deploy.commands.logs")
@@ -179,11 +179,6 @@ def noted(machine: Machine, **record: object) -> None:
         file.write(json.dumps({**about, "id": "1", "result": "ok", **record}) + "\n")
 
 
-def nobody_listens() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as closing:
-        return f"127.0.0.1:{closing.getsockname()[1]}"
-
-
 # --- the scripts --------------------------------------------------------------------------------------
 
 HOSTILE = "it's $(touch pwned) `touch pwned` ; touch pwned \" \\ * é"
@@ -288,7 +283,7 @@ def test_a_host_that_does_not_answer_is_shown_among_the_others(machines, out):
 
 
 def test_a_queue_server_that_does_not_answer_is_shown_and_is_not_fatal(machines, broker, out):
-    gone = nobody_listens()
+    gone = nobody()
     machines["worker1"].serve([gone])
     machines["worker2"].serve([gone, broker.address])
     broker.raw(b"set shop_a 0 0 1\r\nx\r\n")
@@ -302,7 +297,7 @@ def test_a_queue_server_that_does_not_answer_is_shown_and_is_not_fatal(machines,
 def test_without_any_queue_server_there_are_no_numbers_and_the_rest_is_shown(machines, out):
     for machine in machines.values():
         deployed(machine)
-        machine.serve([nobody_listens()])
+        machine.serve([nobody()])
     assert commands.status("lab", None, False, out) == DONE
     assert said(out).count(NEW) == 2
     assert "backlog" not in said(out)
@@ -477,7 +472,7 @@ def test_what_this_machine_lacks_is_a_problem_too(machines, app, out, monkeypatc
 
 
 def test_a_queue_server_that_a_host_does_not_reach_is_a_problem(machines, app, out):
-    gone = nobody_listens()
+    gone = nobody()
     machines["worker1"].serve([gone])
     assert f"queue server {gone} gives no answer to this host" in checked(app, out)
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,16 +13,11 @@ import time
 import pytest
 
 from support.host_programs import CHECKOUT, load
+from support.ports import reserve
 
 PROGRAM = CHECKOUT / "templates/usr/local/sbin/kestrel-stack-sentry"
 STANDIN = CHECKOUT / "tests/support/sentry_standin"
 BLOCK = "# BEGIN KESTREL STACK\nSENTRY_BEACON = False\n# END KESTREL STACK\n"
-
-
-def free_port():
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
 
 
 class Host:
@@ -55,7 +49,7 @@ class Host:
         for name, value in self.places.items():
             monkeypatch.setattr(tool, name, value)
         self.repository, self.commits = repository
-        self.port = free_port()
+        self.port = reserve()
         self.tree = self.root / "self-hosted"
         (self.root / "admin.json").write_text(
             json.dumps({"email": "a@example.com", "password": "p4ssw0rd's \\n"})
