@@ -113,8 +113,10 @@ class Line:
             raise Refused(f"{self.name} does not answer")
         process = self.machine.tree.start(self.machine.here(script))
         self.machine.running = process
-        process.stdin.write(b"\n")
-        process.stdin.flush()
+        # One that ends by itself may have done so.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(b"\n")
+            process.stdin.flush()
         watch = threading.Thread(target=self._watch, args=(process,), daemon=True)
         watch.start()
         lines = []
@@ -126,7 +128,9 @@ class Line:
                 lines.append(line)
         errors = process.stderr.read().decode().splitlines()
         code = process.wait(60)
-        for stream in (process.stdin, process.stdout, process.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        for stream in (process.stdout, process.stderr):
             stream.close()
         if self.cancel.is_set():
             raise Cancelled("stopped")
@@ -802,6 +806,17 @@ def group_exists(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_ctrl_c_while_following_still_begins_is_a_good_end(machines, out, monkeypatch):
+    class Interrupted(threading.Thread):
+        def start(self):
+            if self.name == "logs-worker2":
+                raise KeyboardInterrupt
+            super().start()
+
+    monkeypatch.setattr(logs_module.threading, "Thread", Interrupted)
+    assert commands.logs(commands.AskLogs(follow=True), out) == DONE
 
 
 def test_following_without_old_lines_shows_none_and_misses_no_new_one(machines, out, follow, monkeypatch):

@@ -158,8 +158,10 @@ class _Following:
         finally:
             self._session.cancel.set()
             for thread in threads:
-                # A script whose lifeline ends is over at once; a host that is away is not waited for.
-                thread.join(5)
+                # A script whose lifeline ends is over at once; a host that is away is not waited for. Who is
+                # interrupted at the beginning has some that never ran.
+                if thread.is_alive():
+                    thread.join(5)
         if len(self._gone) == len(threads):
             return end_with(self._gone)
         return DONE
