@@ -106,7 +106,7 @@ def test_a_child_killed_while_idle_costs_no_job(start, app, broker):
 
 
 def test_a_stopped_child_counts_as_a_job_that_takes_too_long(start, app, broker):
-    with producer(broker) as send, start(app, broker.address, "--job-timeout", "0.3") as worker:
+    with producer(broker) as send, start(app, broker.address, "--job-timeout", "3") as worker:
         os.kill(worker.child, signal.SIGSTOP)
         # More than fits into the pipe, so that the worker cannot even hand the job over.
         send.enqueue("Note", {"text": "x" * 1_000_000}, queue="work")

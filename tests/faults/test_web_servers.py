@@ -73,7 +73,7 @@ def three(tmp_path_factory):
             with broker.connect() as client:
                 client.set("mail", b"one")
         folder = tmp_path_factory.mktemp("web")
-        web = stack.enter_context(KestrelWeb(folder, **servers(*brokers), timeout_s=0.5, stale_after_s=1.0))
+        web = stack.enter_context(KestrelWeb(folder, **servers(*brokers), timeout_s=3.0, stale_after_s=5.0))
         wait_until(lambda: all(server(web, one.address)["reachable"] for one in brokers), "all three")
         yield web, brokers
 
@@ -97,13 +97,13 @@ class TestOneThatHangs:
                 assert (now["reachable"], now["stale"], now["error"]) == (True, False, None)
                 assert now["polled_at"] > then[other.address]["polled_at"]
             row = server(web, hanging.address)
-            assert (row["reachable"], row["error"]) == (False, "no answer within 0.5 s")
+            assert (row["reachable"], row["error"]) == (False, "no answer within 3 s")
             assert row["since"] == then[hanging.address]["since"]
             assert row["polled_at"] == then[hanging.address]["polled_at"], "its last numbers, with their time"
             assert api(web, "queues/mail")["queue"]["stale"], "a sum in which one part is old"
             pages = walk(web, "/queues/mail", f"/servers/{hanging.address}")
             for path in ("/servers", f"/servers/{hanging.address}"):
-                assert b"no answer within 0.5 s" in pages[path], path
+                assert b"no answer within 3 s" in pages[path], path
             assert f'server="{hanging.address}"'.encode() in pages["/metrics"]
         finally:
             os.kill(hanging.pid, signal.SIGCONT)
@@ -130,9 +130,9 @@ class TestOneThatHangs:
 
 
 STRANGERS = {
-    "silent": (forged.silent, "no answer within 0.5 s"),
-    "drips": (forged.for_ever(b"x", pause=0.02), "no answer within 0.5 s"),
-    "drips stats": (forged.for_ever(b"STAT a 1\r\n", forged.GREETING, pause=0.02), "no answer within 0.5 s"),
+    "silent": (forged.silent, "no answer within 3 s"),
+    "drips": (forged.for_ever(b"x", pause=0.02), "no answer within 3 s"),
+    "drips stats": (forged.for_ever(b"STAT a 1\r\n", forged.GREETING, pause=0.02), "no answer within 3 s"),
     "closes": (lambda one: None, "connection"),
     "half an answer": (lambda one: (one.recv(99), one.sendall(b"VERSION 2.4"))[1], "closed the connection"),
     "binary": (forged.says(bytes(range(256)) * 40), "it is no Kestrel"),
@@ -155,7 +155,7 @@ def test_what_is_no_kestrel_is_a_row_with_its_reason_and_harms_no_other(tmp_path
             "admin_ports": {broker.address: broker.admin_port},
             "admin_port": None,
         }
-        web = stack.enter_context(KestrelWeb(tmp_path / "web", timeout_s=0.5, **config))
+        web = stack.enter_context(KestrelWeb(tmp_path / "web", timeout_s=3.0, **config))
         wait_until(lambda: server(web, broker.address)["reachable"], "the broker")
         for name, (_, why) in STRANGERS.items():
             address = strangers[name].address
@@ -312,7 +312,7 @@ def test_a_forged_admin_port_takes_nothing_from_what_the_memcache_port_says(tmp_
         web = stack.enter_context(KestrelWeb(tmp_path / "web", **config))
         for name, kestrel in kestrels.items():
             wait_until(lambda kestrel=kestrel: server(web, kestrel.address)["attempted_at"], name)
-            wait_until(lambda kestrel=kestrel: server(web, kestrel.address)["reachable"], name, 5.0)
+            wait_until(lambda kestrel=kestrel: server(web, kestrel.address)["reachable"], name)
             row = server(web, kestrel.address)
             # Names that nobody can send are left out; everything else is not believed at all.
             assert row["source"] == ("admin" if name == "odd names" else "memcache"), name

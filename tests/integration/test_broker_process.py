@@ -495,7 +495,7 @@ def test_a_silent_client_is_dropped_also_while_it_waits_and_its_open_read_return
 
 def test_a_client_that_says_something_stays(tmp_path):
     with (
-        BrokerProcess(tmp_path, client_timeout_ms=400) as broker,
+        BrokerProcess(tmp_path, client_timeout_ms=4000) as broker,
         broker.connect() as silent,
         broker.connect() as busy,
     ):

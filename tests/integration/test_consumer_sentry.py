@@ -175,9 +175,7 @@ def test_what_no_child_can_report_is_reported_by_its_parent(app, broker, server,
     enqueue(broker, "Die", "Hang", "Nobody")
     with broker.connect() as raw:
         raw.set(QUEUE, b"not JSON")
-    with start(
-        app, broker, server.dsn, "--max-jobs", "4", "--job-timeout", "0.5", app_name=app_name
-    ) as worker:
+    with start(app, broker, server.dsn, "--max-jobs", "4", "--job-timeout", "3", app_name=app_name) as worker:
         assert worker.end() == 0
     wait_until(lambda: len(server.events) == 4, "the events")
     died, hung, unknown, garbage = server.events

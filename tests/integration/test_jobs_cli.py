@@ -5,10 +5,10 @@ import os
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from kestrel_stack.queue.jobs.cli import main, one_line
 from kestrel_stack.queue.jobs.parked import walk
 from support.beanstalkd import BeanstalkdProcess
 from support.broker import BrokerProcess, wait_until
+from support.ports import nobody, reserve
+from support.tcp_proxy import TcpProxy
 
 SRC = Path(__file__).parents[2] / "src"
 QUEUES = [{"name": "mail", "retry_delays": [10, 600]}, {"name": "hello_world"}]
@@ -184,8 +186,7 @@ def test_count_as_json_knows_no_age_of_what_is_no_job(store, config):
 
 def test_count_as_json_has_what_the_other_servers_said_when_one_is_away(store, brokers, config):
     store.put("mail", envelope().encode())
-    with socket.create_server(("127.0.0.1", 0)) as closing:
-        away = f"127.0.0.1:{closing.getsockname()[1]}"
+    away = nobody()
     servers = ",".join([brokers[0].address, away, brokers[1].address])
     run = subprocess.run(
         command("count", "mail", "--json", "--servers", servers),
@@ -464,13 +465,21 @@ def test_requeue_onto_a_full_queue_says_how_many_and_keeps_the_rest(tmp_path):
         assert sorted([*ids([broker]), *parked_ids([broker])]) == made
 
 
+@contextmanager
+def slow_line(broker):
+    """The address of a broker far away: a command takes seconds, and is met in the middle of its work."""
+    with TcpProxy("127.0.0.1", broker.port, delay=0.003) as proxy:
+        yield f"127.0.0.1:{proxy.port}"
+
+
 @pytest.mark.parametrize("what", ["requeue", "dump", "load", "parked list"])
 def test_a_command_that_is_killed_loses_nothing_and_doubles_at_most_what_was_under_way(what, tmp_path):
     with (
         BrokerProcess(tmp_path) as broker,
         Queue.open(f"kestrel://{broker.address}/shop", queues=QUEUES) as store,
+        slow_line(broker) as line,
     ):
-        config = settings_file(tmp_path, [broker.address])
+        config = settings_file(tmp_path, [line])
         file = tmp_path / "dump.jsonl"
         if what == "load":
             made = [envelope() for _ in range(1500)]
@@ -510,7 +519,7 @@ def test_a_command_that_is_killed_loses_nothing_and_doubles_at_most_what_was_und
             whole = [line for line in file.read_bytes().splitlines(True) if line.endswith(b"\n")]
             in_file = [json.loads(json.loads(line)["body"])["id"] for line in whole]
         if what == "load":
-            jobs("load", file, config=config)
+            jobs("load", file, config=settings_file(tmp_path, [broker.address]))
             waiting += ids([broker])
         found = [*waiting, *parked, *in_file]
         assert set(found) == set(made)
@@ -521,8 +530,9 @@ def test_a_server_that_goes_away_in_the_middle_costs_nothing(tmp_path):
     with (
         BrokerProcess(tmp_path) as broker,
         Queue.open(f"kestrel://{broker.address}/shop", queues=QUEUES) as store,
+        slow_line(broker) as line,
     ):
-        config = settings_file(tmp_path, [broker.address])
+        config = settings_file(tmp_path, [line])
         made = [park(store) for _ in range(1000)]
         process = subprocess.Popen(
             command("requeue", "mail", "--all"), env=environment(config), stderr=subprocess.PIPE, text=True
@@ -627,8 +637,7 @@ def test_a_missing_settings_file_is_named(tmp_path):
 
 
 def test_a_server_that_is_away_is_named():
-    with socket.create_server(("127.0.0.1", 0)) as closing:
-        port = closing.getsockname()[1]
+    port = reserve()
     for arguments in (["count", "mail"], ["peek", "mail"], ["parked", "list", "mail"]):
         said = jobs(*arguments, "--servers", f"127.0.0.1:{port}", "--namespace", "shop", status=1)
         assert re.fullmatch(rf"jobs: 127\.0\.0\.1:{port} is not reachable: [^\n]+\n", said)

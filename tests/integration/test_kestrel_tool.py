@@ -156,7 +156,7 @@ def test_a_new_version_that_does_not_start_leaves_the_old_one_running(running, p
     running.add_release("embedded-2-b", program)
     running.set("shop_mail", "stays")
     running.stage(release="embedded-2-b", unit="another unit", max_open_transactions=7)
-    code, said, err = running.tool("--start-seconds", "6", "apply")
+    code, said, err = running.tool("--start-seconds", "20", "apply")
     assert code == 1
     assert why in said["failed"]
     assert said["failed"].endswith("embedded-1-a runs again with its configuration from before")
@@ -171,14 +171,14 @@ def test_a_new_version_that_does_not_start_leaves_the_old_one_running(running, p
 def test_the_log_of_a_server_that_does_not_start_is_shown(running):
     running.add_release("embedded-2-b", DIES)
     running.stage(release="embedded-2-b")
-    said = running.tool("--start-seconds", "6", "apply")[1]
+    said = running.tool("--start-seconds", "20", "apply")[1]
     assert "kestrel-embedded: no queue for you" in said["log"]
 
 
 def test_the_first_version_of_a_host_that_does_not_start_is_said_to_be_down(host):
     host.add_release("embedded-2-b", DIES)
     host.stage(release="embedded-2-b")
-    code, said, _ = host.tool("--start-seconds", "6", "apply")
+    code, said, _ = host.tool("--start-seconds", "20", "apply")
     assert code == 1
     assert said["failed"].endswith("; Kestrel is DOWN")
 

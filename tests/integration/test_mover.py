@@ -49,10 +49,12 @@ def emptied(broker, queue):
 
 
 def test_a_job_comes_back_unchanged_when_it_is_due_and_not_before(broker, tmp_path):
-    body = job(due_in=5, data={"number": 10**30, "text": "Zo\u00eb"}).replace(b'"v":1', b'"v" : 1')
-    due = Envelope.decode(body).due_at
-    put(broker, "shop_work_retry_3600", body)
     with MoverProcess(tmp_path, broker.address) as mover:
+        # A mover that takes its time to begin would find it due.
+        mover.wait_for("mover begins")
+        body = job(due_in=5, data={"number": 10**30, "text": "Zo\u00eb"}).replace(b'"v":1', b'"v" : 1')
+        due = Envelope.decode(body).due_at
+        put(broker, "shop_work_retry_3600", body)
         mover.wait_for("debug held")
         assert count(broker, QUEUE) == 0
         assert count(broker, "shop_work_retry_3600", "open_transactions") == 1
@@ -101,9 +103,8 @@ def test_term_gives_back_what_is_held(broker, tmp_path):
 
 def test_a_killed_mover_loses_nothing_and_another_goes_on(broker, tmp_path):
     with MoverProcess(tmp_path / "first", broker.address) as first:
-        # A mover that takes its time to begin would find it due.
         first.wait_for("mover begins")
-        body = job(due_in=2)
+        body = job(due_in=5)
         put(broker, "shop_work_retry_1", body)
         first.wait_for("debug held")
         first.end(signal.SIGKILL)
@@ -147,9 +148,10 @@ def test_jobs_stay_on_their_server_while_it_takes_them(tmp_path):
 
 
 def test_a_broker_that_dies_while_a_job_is_held_keeps_it_and_the_mover_says_so_once(broker, tmp_path):
-    body = job(due_in=1.5)
-    put(broker, "shop_work_retry_3600", body)
     with MoverProcess(tmp_path, broker.address) as mover:
+        mover.wait_for("mover begins")
+        body = job(due_in=5)
+        put(broker, "shop_work_retry_3600", body)
         mover.wait_for("debug held")
         broker.kill()
         mover.wait_for("server is still away")

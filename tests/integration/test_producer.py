@@ -93,7 +93,7 @@ def test_a_server_that_is_down_is_passed_over(brokers, closed, in_order):
 
 
 def test_a_server_that_is_silent_is_passed_over(brokers, silent, in_order):
-    send = producer(silent, brokers[0].address, timeout=1)
+    send = producer(silent, brokers[0].address, timeout=12)
     for _ in range(3):
         send.enqueue("HelloWorld")
     assert len(brokers[0].drain("shop_hello_world")) == 3

@@ -34,7 +34,7 @@ class Pages:
 
     def ask(self, method, path, form=None, **headers):
         """Return status, headers and text."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         body = None if form is None else urlencode(form)
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
@@ -184,7 +184,7 @@ def test_while_the_queue_is_away_the_page_is_there_and_says_what_did_not_work(pa
     assert status == 303
     assert "0 enqueued, then: " in pages.ask("GET", headers["Location"])[2]
     assert "error" in json.loads(pages.ask("GET", "/queues")[2])
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def test_other_pages_are_not_there(pages):

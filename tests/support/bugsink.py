@@ -38,6 +38,7 @@ from pathlib import Path
 from bugsink.settings.default import *
 from bugsink.conf_utils import deduce_script_name
 
+
 HERE = Path(__file__).parent
 GIVEN = json.loads((HERE / "given.json").read_text())
 SECRET_KEY = GIVEN["secret_key"]

@@ -75,7 +75,7 @@ def start(unit):
         process = subprocess.Popen(shlex.split(said["ExecStart"]), env=environment, stdin=subprocess.DEVNULL,
                                    stdout=log, stderr=log, start_new_session=True, cwd="/")
     (FOLDER / f"{{unit}}.pid").write_text(str(process.pid))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while ready is not None:
         try:
             if b"READY=1" in ready.recv(4096):
@@ -89,7 +89,7 @@ def stop(unit):
     pid = state(unit)
     if pid:
         os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while state(unit):
             if time.monotonic() > deadline:
                 os.killpg(pid, signal.SIGKILL)

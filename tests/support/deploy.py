@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from base64 import urlsafe_b64encode
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +145,7 @@ state = base / "state" / group
 (base / "calls").open("a").write(f"{action} {group}\\n")
 if (base / f"slow-{action}-{group}").exists():
     (base / f"in-{action}-{group}").touch()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while (base / f"slow-{action}-{group}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
 current = base / "srv" / "current"
@@ -260,12 +261,15 @@ class Tree:
     def run(self, script: str, data: bytes = b"\n") -> tuple[int, list[str], str]:
         """Run a script to its end; return exit code, lines of standard output, standard error."""
         process = self.start(script)
-        # Standard input stays open meanwhile: its end would mean that the connection is lost.
-        process.stdin.write(data)
-        process.stdin.flush()
+        # Standard input stays open meanwhile: its end would mean that the connection is lost. A script that
+        # refuses may have ended before it is given anything.
+        with suppress(BrokenPipeError):
+            process.stdin.write(data)
+            process.stdin.flush()
         out, err = process.stdout.read(), process.stderr.read()
         code = process.wait(60)
-        process.stdin.close()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
         process.stdout.close()
         process.stderr.close()
         return code, out.decode().splitlines(), err.decode()

@@ -98,7 +98,7 @@ elif command == "stop":
     pid = alive()
     if pid:
         os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while alive() and time.monotonic() < deadline: time.sleep(0.02)
         if alive(): os.kill(pid, signal.SIGKILL)
 elif command == "is-enabled":
@@ -187,7 +187,7 @@ class KestrelHost:
     def start_tool(self, *words: str, dies_at: str = "", **options: Any) -> subprocess.Popen[str]:
         """Start the tool."""
         return subprocess.Popen(
-            [sys.executable, str(self.root / "bin/tool"), "--start-seconds", "15", *words],
+            [sys.executable, str(self.root / "bin/tool"), "--start-seconds", "60", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -212,7 +212,7 @@ class KestrelHost:
     def ask(self, text: str, ends: bytes = b"\r\n") -> str:
         """Talk to the server until the answer ends so."""
         answer = b""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             connection.sendall(text.encode())
             while not answer.endswith(ends):
                 part = connection.recv(65536)
@@ -257,6 +257,6 @@ class KestrelHost:
         (self.root / "systemd/wanted").write_text("no")
         if (self.root / "systemd/pid").exists() and self.alive():
             os.kill(self.pid, signal.SIGKILL)
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while self.alive() and time.monotonic() < deadline:
                 time.sleep(0.02)

@@ -89,10 +89,10 @@ def test_names_of_functions_and_of_inherited_things_are_unknown_jobs(stage):
 @pytest.mark.parametrize("job", ["Loop", "Program"])
 def test_a_job_without_end_is_killed_with_what_it_started(stage, job):
     bad, good = stage.send(job), stage.send("Note")
-    with stage.worker("--job-timeout", "0.5", "--max-jobs", "2") as worker:
+    with stage.worker("--job-timeout", "3", "--max-jobs", "2") as worker:
         assert worker.end() == 0
     (record,) = stage.parked()
-    assert record.reason == "The job took longer than 0.5 s and was killed."
+    assert record.reason == "The job took longer than 3 s and was killed."
     assert record.error["class"] == "JobTimeout"
     assert json.loads(record.body)["id"] == bad
     assert stage.app.noted("done") == [good]

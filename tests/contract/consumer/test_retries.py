@@ -49,7 +49,7 @@ def test_every_rule_holds(stage):
             stage.put(body, queue)
         bodies[case["name"]] = (queue, body)
     names = ",".join(queue["name"] for queue in queues)
-    with stage.worker("--job-timeout", "0.4", queue=names, queues=queues) as worker:
+    with stage.worker("--job-timeout", "2", queue=names, queues=queues) as worker:
         lines = worker.jobs(len(RULES))
         for queue in queues:
             stage.wait_until_settled(queue["name"])
@@ -87,12 +87,12 @@ def test_the_reasons_are_those_of_the_contract(stage):
     stage.send("AskRetry", {"delay": 11}, attempt=3)
     stage.send("Wait")
     queues = [{"name": "work", "retry_delays": [10, 60]}]
-    with stage.worker("--job-timeout", "0.4", "--max-jobs", "5", queues=queues) as worker:
+    with stage.worker("--job-timeout", "2", "--max-jobs", "5", queues=queues) as worker:
         assert worker.end() == 0
     failed, closed, nobody, asked, slow = worker.events("job")
     assert failed["reason"] == slow["reason"].replace(slow["reason"], f"The job raised {raised}.")
     assert failed["outcome"] == slow["outcome"] == "retry"
-    assert slow["reason"] == "The job took longer than 0.4 s and was killed."
+    assert slow["reason"] == "The job took longer than 2 s and was killed."
     assert closed["reason"] == "The account is closed."
     assert " has no job of this name; it has: AllDescriptors, " in nobody["reason"]
     assert "11" in asked["reason"] and "10, 60" in asked["reason"]

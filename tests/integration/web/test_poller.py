@@ -232,7 +232,7 @@ def test_an_admin_port_of_something_else_is_not_believed(shared, reply):
 def test_an_admin_port_that_falls_silent_is_done_without_and_asked_again_later(shared):
     ahead = 0.0
     with TcpProxy("127.0.0.1", shared.admin_port) as proxy:
-        probe = Probe(server(shared), Server("127.0.0.1", proxy.port), 0.5, lambda: time.monotonic() + ahead)
+        probe = Probe(server(shared), Server("127.0.0.1", proxy.port), 3.0, lambda: time.monotonic() + ahead)
         assert probe.poll().source == "admin"
         proxy.fall_silent()
         reading = probe.poll()
@@ -249,10 +249,10 @@ def test_an_admin_port_that_falls_silent_is_done_without_and_asked_again_later(s
 
 
 def test_a_server_that_hangs_is_a_row_with_its_error_and_the_others_stay_fresh(shared):
-    with OddServer() as hole, polling(config(shared, hole, admin=False, timeout_s=0.3)) as running:
+    with OddServer() as hole, polling(config(shared, hole, admin=False, timeout_s=3.0)) as running:
         view = until(running, lambda view: view.servers[1].error, "the one that hangs to be found out")
         hung = view.servers[1]
-        assert hung.error == "no answer within 0.3 s"
+        assert hung.error == "no answer within 3 s"
         assert not hung.reachable and hung.stale and hung.polled_at is None and hung.attempted_at
         polls = running.counters()[shared.address].polls
         until(
@@ -406,8 +406,8 @@ def test_setting_the_clock_changes_no_age_and_makes_nothing_stale(shared):
         jump = 1e6
         view = until(running, lambda view: view.at > before.at + 1e5, "the new time")
         state = view.servers[0]
-        assert not state.stale and 0 <= view.at - state.polled_at < 5
-        assert view.at - state.since == pytest.approx(before.at - before.servers[0].since, abs=5)
+        assert not state.stale and 0 <= view.at - state.polled_at < 60
+        assert view.at - state.since == pytest.approx(before.at - before.servers[0].since, abs=60)
 
 
 def test_a_poll_that_is_stuck_in_a_name_server_is_said_and_does_not_hold_up_the_end(monkeypatch):

@@ -84,7 +84,7 @@ def test_a_client_that_does_not_take_its_last_replies_is_cut_off(connected, monk
     async def scenario(broker, session, transport):
         receive(session, b"nonsense\r\n")
         assert (transport.written, transport.closed) == (b"CLIENT_ERROR\r\n", True)
-        await asyncio.wait_for(transport.aborted.wait(), 20)
+        await asyncio.wait_for(transport.aborted.wait(), 60)
 
     connected(scenario)
 

@@ -101,7 +101,7 @@ def test_without_a_free_descriptor_it_is_tried_again(tmp_path, synced, monkeypat
         syncer = Syncer(1)
         journal = opened(tmp_path / "a", syncer)
         journal.append(b"\x01")
-        await asyncio.wait_for(finished(syncer), 10)
+        await asyncio.wait_for(finished(syncer), 60)
         assert synced == [journal.path.stat().st_ino]
         assert f"{journal.path}: cannot sync: Too many open files" in caplog.text
         journal.close()

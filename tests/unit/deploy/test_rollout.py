@@ -521,7 +521,7 @@ def test_ctrl_c_before_the_first_switch_touches_no_host(session):
     rollout = Rollout(session, Report(), "deploy")
     with pytest.raises(DeployError, match=r"stopped\. Every host is as before") as caught, rollout:
         os.kill(os.getpid(), signal.SIGINT)
-        threading.Event().wait(5)
+        threading.Event().wait(60)
     assert caught.value.code == FAILED
     assert all(details == {} for details in session.details.values())
 

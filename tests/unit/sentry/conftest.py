@@ -118,7 +118,7 @@ class Host:
     def wait_for(self, name):
         """Wait until a stand-in has written a file; return what is in it."""
         path = self.state_folder / name
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (path.exists() and path.read_text().strip()):
             assert time.monotonic() < deadline, f"no {name}"
             time.sleep(0.02)

@@ -446,7 +446,7 @@ def test_who_acts_does_not_wait_for_the_housekeeping(kept, monkeypatch):
     actor = threading.Thread(target=lambda: (begin(kept), acted.set()))
 
     def shorten(_):
-        steps.append(acted.wait(5) if steps else False)
+        steps.append(acted.wait(60) if steps else False)
         if not actor.ident:
             actor.start()
             wait_until(lambda: kept._jobs, "the action to wait")
