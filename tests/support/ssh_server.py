@@ -92,14 +92,23 @@ class Machine:
         self.lines = []
         self.closed = threading.Event()
         self.silent = threading.Event()
-        self.accepting = threading.Thread(target=self.accept, daemon=True)
+        self.failure = None
+        self.accepting = threading.Thread(target=self.serve, daemon=True)
         self.accepting.start()
+
+    def serve(self):
+        try:
+            self.accept()
+        except BaseException as error:
+            self.failure = error
 
     def accept(self):
         while True:
             try:
                 outside, _ = self.listener.accept()
             except OSError:
+                if not self.closed.is_set():
+                    raise
                 return
             greeting = sum(one.is_active() and not one.is_authenticated() for one in self.transports)
             self.most_greeted = max(self.most_greeted, greeting + 1)
@@ -174,11 +183,14 @@ class Machine:
         return ssh.Remote(host, cancel or threading.Event())
 
     def close(self):
+        self.closed.set()
         # Closing alone would not wake who waits in accept().
         self.listener.shutdown(socket.SHUT_RDWR)
         self.accepting.join()
         self.listener.close()
-        self.closed.set()
         self.cut()
         for transport in self.transports:
             transport.close()
+        if self.failure is not None:
+            # Whoever called after that was taken by the kernel, and heard nothing.
+            raise AssertionError("it took no more callers") from self.failure
