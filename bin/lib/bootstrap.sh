@@ -133,13 +133,12 @@ check_venv() {
 }
 
 # Really makes one, since Debian's python3 has the module but not what it needs.
-venv_works() {
-    local folder status=0
+venv_works() (
+    # A shell of its own: what it made goes with it, also when it is interrupted.
     folder=$(mktemp -d)
-    "$1" -m venv "$folder/v" >/dev/null 2>&1 || status=1
-    rm -rf "$folder"
-    return $status
-}
+    trap 'rm -rf "$folder" || :' EXIT
+    "$1" -m venv "$folder/v" >/dev/null 2>&1
+)
 
 # --- the machine: refused before anything is changed -----------------------------------------------------------------
 

@@ -252,6 +252,26 @@ def test_a_python_whose_venv_does_not_work_needs_its_package(machine: Machine) -
     assert "--no-install-recommends python3-venv" in done.stderr
 
 
+def test_one_that_is_interrupted_while_it_tries_a_python_leaves_nothing(
+    machine: Machine, tmp_path: Path
+) -> None:
+    places = tmp_path / "temporary"
+    places.mkdir()
+    tries = f'case "$*" in "-m venv {places}"*) mkdir "$3"; touch {tmp_path}/tried; exec sleep 600 ;; esac\n'
+    machine.has("python3", tries + WORKING_PYTHON)
+    running = subprocess.Popen(
+        [str(machine.checkout / "bin" / "up")],
+        env={**machine.environment, "TMPDIR": str(places)},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for((tmp_path / "tried").exists)
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.wait(timeout=60) != 0
+    assert list(places.iterdir()) == []
+    assert machine.changed_nothing()
+
+
 def test_the_second_run_makes_no_environment(machine: Machine) -> None:
     machine.run("bin/up")
     first = len(machine.called("python3 -m venv"))
