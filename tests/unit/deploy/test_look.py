@@ -811,7 +811,7 @@ def group_exists(group: int) -> bool:
 def test_ctrl_c_while_following_still_begins_is_a_good_end(machines, out, monkeypatch):
     class Interrupted(threading.Thread):
         def start(self):
-            if self.name == "logs-worker2":
+            if self.name == "logs-worker1":
                 raise KeyboardInterrupt
             super().start()
 
