@@ -57,6 +57,11 @@ LONG_LABS = {
 """Stages for ``--long`` only, each with labs of its own: the folder of their tests, and what they show."""
 LOGS = CHECKOUT / ".lab" / "test"
 """What stages print while another one's turn to be shown has not come."""
+SECOND_TRY = ("--reruns=1", "--reruns-delay=2", "--max-suite-reruns=3", "--rerun-show-tracebacks")
+"""A test that fails is tried once more, three in a stage at most, and is shown with what it failed of.
+
+Not under ``--long``: who looks for a race wants it to fail.
+"""
 OUTSIDE_LONG_LABS = tuple(f"--ignore={folder}" for folder, _ in LONG_LABS.values())
 POLL_SECONDS = 0.1
 CLEAN_UP_SECONDS = 60.0
@@ -121,6 +126,7 @@ def stages(*, long: bool, only: Sequence[str] = ()) -> list[Stage]:
     tool = programs.tool
     plain = [] if sys.stdout.isatty() else ["--nocolor"]
     unlong = "" if long else " and not long"
+    again = () if long else SECOND_TRY
     found = [
         Stage(
             "lint",
@@ -133,7 +139,11 @@ def stages(*, long: bool, only: Sequence[str] = ()) -> list[Stage]:
                 [tool("shellcheck"), "--external-sources", *SHELL_SCRIPTS],
             ],
         ),
-        Stage("unit", "pytest tests/unit", [side_by_side("tests/unit", "-m", f"not docker{unlong}")]),
+        Stage(
+            "unit",
+            "pytest tests/unit",
+            [side_by_side("tests/unit", *again, "-m", f"not docker{unlong}")],
+        ),
         Stage(
             "php",
             "php -l, phpunit -c php/phpunit.xml",
@@ -148,19 +158,19 @@ def stages(*, long: bool, only: Sequence[str] = ()) -> list[Stage]:
             [
                 side_by_side(
                     *("tests/contract", "tests/integration", "tests/faults"),
-                    *(*OUTSIDE_LONG_LABS, "-m", f"not docker{unlong}"),
+                    *(*OUTSIDE_LONG_LABS, *again, "-m", f"not docker{unlong}"),
                 )
             ],
         ),
         Stage(
             "browser",
             "pytest tests/browser: kestrel-web in a real browser",
-            [pytest("tests/browser", "-m", f"not docker{unlong}")],
+            [pytest("tests/browser", *again, "-m", f"not docker{unlong}")],
         ),
         Stage(
             "docker",
             "pytest marked docker: the lab's containers",
-            [pytest(*OUTSIDE_LONG_LABS, "-m", f"docker{unlong}")],
+            [pytest(*OUTSIDE_LONG_LABS, *again, "-m", f"docker{unlong}")],
             docker=True,
             minutes=120 if long else 20,
         ),

@@ -166,6 +166,56 @@ def test_it_is_where_the_one_before_was():
     assert run() == 0
 
 
+def fails_at_first(folder: Path, name: str, times: int) -> None:
+    (folder / f"test_{name}.py").write_text(f"""
+import pathlib
+
+def test_{name}():
+    tries = pathlib.Path({str(folder)!r}, "{name}.tries")
+    with tries.open("a") as file:
+        file.write("x")
+    assert len(tries.read_text()) > {times}, "a busy machine"
+""")
+
+
+def test_what_fails_is_tried_once_more_and_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fails_at_first(tmp_path, "race", 1)
+    command = stages.side_by_side(*stages.SECOND_TRY, "--rootdir", str(tmp_path), str(tmp_path))
+    use(monkeypatch, Stage("unit", "", [command]))
+    assert run() == 0
+    out = capfd.readouterr().out
+    assert "1 passed, 1 rerun" in out
+    assert "test_race" in out
+    assert "a busy machine" in out
+
+
+def test_what_fails_twice_or_too_often_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "defect").mkdir()
+    fails_at_first(tmp_path / "defect", "defect", 2)
+    (tmp_path / "races").mkdir()
+    for number in range(4):
+        fails_at_first(tmp_path / "races", f"race{number}", 1)
+    for name in ("defect", "races"):
+        folder = str(tmp_path / name)
+        command = stages.side_by_side(*stages.SECOND_TRY, "--rootdir", folder, folder)
+        use(monkeypatch, Stage("unit", "", [command]))
+        assert run() == 1
+
+
+def test_under_long_nothing_is_tried_again() -> None:
+    def trying_again(long: bool) -> set[str]:
+        return {
+            stage.name
+            for stage in stages.stages(long=long)
+            if any(set(stages.SECOND_TRY) <= set(command) for command in stage.commands)
+        }
+
+    assert trying_again(False) == {"unit", "processes", "browser", "docker"}
+    assert trying_again(True) == set()
+
+
 def test_the_real_stages_have_each_molecule_scenario_and_debian_13_only_under_long() -> None:
     scenarios = {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")}
     short = [stage.name for stage in stages.stages(long=False)]
