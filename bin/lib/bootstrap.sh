@@ -84,9 +84,15 @@ advice() {
 
 python_version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
-# Prints the Python to use: python3 when it is one of those supported, else the newest of them that is there.
+# Prints the Python to use: python3 when it is one of those supported, else the newest of them that is there. Not the one
+# of the virtual environment, which comes first on PATH once somebody has activated it, and goes away when it is made anew.
 find_python() {
-    local candidate
+    local candidate entry entries others=
+    IFS=: read -ra entries <<<"$PATH"
+    for entry in "${entries[@]}"; do
+        [[ $entry -ef $venv/bin ]] || others+=${others:+:}$entry
+    done
+    local PATH=$others
     for candidate in python3 python3.13 python3.12 python3.11; do
         case $(python_version "$candidate") in
             3.11 | 3.12 | 3.13) command -v "$candidate"; return 0 ;;

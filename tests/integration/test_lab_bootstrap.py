@@ -305,6 +305,18 @@ def test_a_changed_lock_makes_the_environment_anew(machine: Machine) -> None:
     assert not (machine.checkout / ".venv" / "left-over").exists()
 
 
+def test_one_that_is_activated_is_made_anew_by_the_python_that_it_came_from(machine: Machine) -> None:
+    machine.run("bin/up")
+    environment = machine.checkout / ".venv"
+    shutil.copy(environment / "bin" / "python", environment / "bin" / "python3")
+    (machine.checkout / "requirements" / "controller.txt").write_text("# another\n")
+    machine.calls.unlink()
+    activated = f"{environment}/bin:{machine.environment['PATH']}"
+    done = machine.run("bin/up", PATH=activated, VIRTUAL_ENV=str(environment))
+    assert done.returncode == 0, done.stderr
+    assert len(machine.called(f"python3 -m venv {environment}")) == 1
+
+
 def test_a_folder_that_is_no_environment_is_never_removed(machine: Machine) -> None:
     precious = machine.checkout.parent / "precious"
     precious.mkdir()

@@ -98,7 +98,7 @@ class Report:
 
     def json(self, data: Any) -> None:
         """Print data for programs."""
-        with self._lock:
+        with self._lock, _whoever_listens():
             print(json.dumps(data, indent=2, sort_keys=True), file=self.console.file)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:

@@ -65,7 +65,7 @@ PROGRAMS = {"up": "bin/up", "down": "bin/down", "test": "bin/test"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line; return 0 done, 1 refused or failed, 2 wrong use, 130 interrupted, 141 unread."""
     options = parser().parse_args(argv)
     name = PROGRAMS.get(options.command, "lab")
     try:
@@ -76,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # As with `| head`. What is left in the buffer must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -110,6 +111,15 @@ def test_stages_are_named_with_and_without_only(
     use(monkeypatch, *(Stage(name, "", [["touch", str(tmp_path / name)]]) for name in names))
     assert cli.main(["test", *named]) == 0
     assert {path.name for path in tmp_path.iterdir()} == set(named) - {"--only"}
+
+
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "kestrel_stack.lab", "test", "--list"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_stage_that_is_named_leaves_out_its_long_tests_unless_long_is_said() -> None:
