@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from ansible.errors import AnsibleError
-from ansible.executor.task_result import _RawTaskResult
 from ansible.plugins.loader import filter_loader, test_loader
 from ansible.plugins.strategy import StrategyBase
 from ansible.plugins.strategy.free import StrategyModule as Free
 from ansible.plugins.strategy.linear import StrategyModule as Linear
 from ansible.template import Templar
+
+# What a result is differs between Ansible's versions, and none of it is promised. With yet another one a
+# condition is looked at by the task's own process, as ever.
+try:
+    # 2.19 and 2.20
+    from ansible.executor.task_result import _RawTaskResult
+except ImportError:
+    _RawTaskResult = None
+try:
+    # 2.21
+    from ansible._internal._task import TaskContext, UnifiedTaskResult
+except ImportError:
+    UnifiedTaskResult = None
 
 try:
     from ansible_mitogen.strategy import StrategyMixin
@@ -54,7 +66,7 @@ class _Both(Linear, _End):
         # Loaded here they are there in every task's process; else each would load all filters and tests.
         filter_loader.get("default")
         test_loader.get("defined")
-        skipped = self._skipped(task, task_vars)
+        skipped = self._skipped(host, task, task_vars)
         if skipped is None:
             super()._queue_task(host, task, task_vars, play_context)
             return
@@ -66,9 +78,7 @@ class _Both(Linear, _End):
             "play_context": play_context,
         }
         self._tqm.send_callback("v2_runner_on_start", host, task)
-        self._final_q.send_task_result(
-            _RawTaskResult(host=host, task=task, return_data=skipped, task_fields=task.dump_attrs())
-        )
+        self._final_q.send_task_result(*skipped)
         self._pending_results += 1
 
     def _copy_included_file(self, included_file):
@@ -80,21 +90,38 @@ class _Both(Linear, _End):
                 printer._print_task_banner(task)
         return super()._copy_included_file(included_file)
 
-    def _skipped(self, task, task_vars):
+    def _skipped(self, host, task, task_vars):
         """Return the result of a task that its condition skips; None when it is not for us to say."""
         if not task.when or task.loop is not None or task.delegate_to is not None:
             return None
         variables = {**task_vars, "ansible_search_path": task.get_search_path()}
-        why = {}
         try:
-            if task._resolve_conditional(task.when, variables, result_context=why):
-                return None
+            if _RawTaskResult is not None:
+                return self._skipped_raw(host, task, variables)
+            if UnifiedTaskResult is not None:
+                return self._skipped_unified(host, task, variables)
         except AnsibleError:
             # Its own process says what is wrong with it.
+            pass
+        return None
+
+    def _skipped_raw(self, host, task, variables):
+        why = {}
+        if task._resolve_conditional(task.when, variables, result_context=why):
             return None
         result = {"changed": False, "skipped": True, "skip_reason": "Conditional result was False", **why}
         task.update_result_no_log(Templar(loader=self._loader, variables=variables), result)
-        return result
+        return (_RawTaskResult(host=host, task=task, return_data=result, task_fields=task.dump_attrs()),)
+
+    def _skipped_unified(self, host, task, variables):
+        with TaskContext.create(task=task, task_vars=variables, host_name=host.name) as context:
+            holds, condition = task._resolve_conditional_with_item(task.when, variables)
+            if holds:
+                return None
+            result = UnifiedTaskResult.record_conditional_false(condition)
+            task.update_result_no_log(context.task_templar, result)
+            result.finalize_registered_values()
+        return host, task, result
 
 
 if StrategyMixin is None:

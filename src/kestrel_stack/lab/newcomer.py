@@ -33,7 +33,7 @@ def run(checkout: Path = CHECKOUT) -> int:
     more = [] if env == "lab" else ["--env", env]
     with tempfile.TemporaryDirectory(prefix="kestrel-stack-newcomer-") as folder:
         clone = Path(folder).resolve() / "kestrel-stack"
-        _git(checkout, clone)
+        git_clone(checkout, clone)
         try:
             first = _program(clone, "bin/up", "--yes", *more)
             _expect(first, 0, f"{env} is up in", "the first bin/up")
@@ -57,7 +57,8 @@ def run(checkout: Path = CHECKOUT) -> int:
     return 0
 
 
-def _git(checkout: Path, clone: Path) -> None:
+def git_clone(checkout: Path, clone: Path) -> None:
+    """Make a clone of what is committed; raises LabError."""
     # The checkout of a CI job often belongs to another user; it is read only.
     command = ["git", "-c", "safe.directory=*", "clone", "--quiet", "--no-local", str(checkout), str(clone)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

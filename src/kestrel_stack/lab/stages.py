@@ -213,6 +213,17 @@ def stages(*, long: bool, only: Sequence[str] = ()) -> list[Stage]:
                 minutes=60,
             )
         )
+    found.append(
+        Stage(
+            "trixie-controller",
+            "a fresh clone on a controller of Debian 13: bin/test unit newcomer",
+            [[sys.executable, "-m", "kestrel_stack.lab.controller"]],
+            docker=True,
+            long=True,
+            environment={"KESTREL_STACK_SUITE": "trixie"},
+            minutes=20,
+        )
+    )
     for name in scenarios():
         found.append(
             Stage(

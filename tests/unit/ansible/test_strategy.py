@@ -195,6 +195,31 @@ def test_what_is_skipped_has_no_process_of_its_own(tmp_path, strategy, processes
     assert len(set(asked)) == processes
 
 
+UNKNOWN = """
+import importlib.util
+
+spec = importlib.util.spec_from_file_location("known", {path!r})
+known = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(known)
+known._RawTaskResult = known.UnifiedTaskResult = None
+
+
+class StrategyModule(known.StrategyModule):
+    pass
+"""
+
+
+def test_with_results_that_it_does_not_know_it_leaves_conditions_to_ansible(tmp_path):
+    (tmp_path / "unknown.py").write_text(
+        UNKNOWN.format(path=str(CHECKOUT / "ansible/plugins/strategy/kestrel_stack.py"))
+    )
+    who = tmp_path / "who"
+    environment = {"ANSIBLE_STRATEGY": "unknown", "ANSIBLE_STRATEGY_PLUGINS": str(tmp_path)}
+    done = play(tmp_path, environment, WHO.replace("{who}", str(who)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(set(who.read_text().split())) == 3
+
+
 # --- plays in which no host waits for another one ----------------------------------------------------------
 
 LOOSE = """
