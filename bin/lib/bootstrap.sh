@@ -296,8 +296,7 @@ check_engine() {
             fail "no Docker engine answers, and only root can install or start one: run $program as root, or ask for: apt-get install -y docker.io"
         fi
         { [[ -n $client ]] && { has dockerd || [[ -x /usr/sbin/dockerd ]]; }; } || packages+=(docker.io)
-        if [[ ${packages[*]} == *docker.io* ]] && has apt-cache && apt-cache show docker-cli >/dev/null 2>&1; then
-            # Debian 13 split the client off.
+        if [[ " ${packages[*]} " == *" docker.io "* ]] && client_is_split_off; then
             packages+=(docker-cli)
         fi
         # Whether the base image can be pulled is not known before there is an engine.
@@ -307,6 +306,9 @@ check_engine() {
         packages+=(debian-archive-keyring gpg)
     fi
 }
+
+# As in Debian 13. Not known as long as apt has no lists.
+client_is_split_off() { has apt-cache && apt-cache show docker-cli >/dev/null 2>&1; }
 
 # An engine of this machine, and its containers' way out.
 check_containers() {
@@ -359,10 +361,13 @@ install_packages() {
 apt_install() {
     local sudo=()
     is_root || sudo=(sudo -n)
+    "${sudo[@]}" apt-get update -q || return 1
+    if [[ " $* " == *" docker.io "* && " $* " != *" docker-cli "* ]] && client_is_split_off; then
+        set -- "$@" docker-cli
+    fi
     # A machine that was just switched on often upgrades itself: apt waits for that, since it is asked to.
-    "${sudo[@]}" apt-get update -q &&
-        "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
 }
 
 make_venv() {

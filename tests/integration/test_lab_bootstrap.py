@@ -71,6 +71,20 @@ def test_yes_installs_exactly_what_is_missing(machine: Machine) -> None:
     assert machine.called("apt-get install") == [f"{INSTALL} git"]
 
 
+@pytest.mark.parametrize("lists", ["there", "made by the update"])
+def test_where_the_engines_client_is_a_package_of_its_own_it_is_installed_too(
+    machine: Machine, lists: str
+) -> None:
+    machine.lacks("stand-in-docker")
+    known = machine.path / "lists"
+    machine.has("apt-cache", f'[[ "$*" == "show docker-cli" && -e {known} ]]')
+    machine.has("apt-get", f'[[ $1 != update ]] || : >"{known}"')
+    if lists == "there":
+        known.touch()
+    machine.run("bin/up", "--yes")
+    assert machine.called("apt-get install") == [f"{INSTALL} docker.io docker-cli"]
+
+
 def test_the_tests_of_the_php_half_need_php_its_extensions_and_phpunit(machine: Machine) -> None:
     done = machine.run("bin/test", "--only", "php", "--yes")
     assert done.returncode == 0, done.stderr

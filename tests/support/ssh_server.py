@@ -107,9 +107,11 @@ class Machine:
             try:
                 outside, _ = self.listener.accept()
             except OSError:
-                if not self.closed.is_set():
-                    raise
-                return
+                if self.closed.is_set():
+                    return
+                # Such as too many open files: whoever serves goes on, as sshd does.
+                self.closed.wait(0.1)
+                continue
             greeting = sum(one.is_active() and not one.is_authenticated() for one in self.transports)
             self.most_greeted = max(self.most_greeted, greeting + 1)
             if greeting >= self.greets:
