@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -616,6 +617,35 @@ def test_a_folder_that_is_not_there_is_named(machines):
     code, _, err = machine.tree.run(machine.here(scripts.logs("/srv/shop", lines=1, follow=False)))
     assert code == 1
     assert re.fullmatch(r"\S+/log/shop cannot be read: No such file or directory\n", err)
+
+
+def test_what_was_begun_as_all_were_told_to_end_ends_too(machines):
+    tree = machines["worker1"].tree
+    process = tree.start(machines["worker1"].here(scripts.logs("/srv/shop", lines=1, follow=True)))
+    with process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+        def program() -> str:
+            for pid in children.read_text().split():
+                with contextlib.suppress(OSError):
+                    if b"python3" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
+                        return pid
+            return ""
+
+        wait_for(program)
+        pid = program()
+        # The signal for all of them had come before there was this one.
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+        wait_for(lambda: gone(pid))
+
+
+def gone(pid: str) -> bool:
+    """Whether a process has ended; who ends it may not have waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 # --- logs: merged and readable ------------------------------------------------------------------------
