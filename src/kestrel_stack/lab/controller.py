@@ -32,8 +32,9 @@ def run(checkout: Path = CHECKOUT) -> int:
     made_from, _ = image.ensure(SUITE)
     digest = hashlib.sha256(str(checkout).encode()).hexdigest()[:8]
     box = f"kestrel-stack-controller-{digest}"
-    # No other folder of this machine has this name, so no lab of another checkout is meant.
-    folder = f"/srv/{box}"
+    # No folder of this machine has this name, so no lab of another checkout is meant; short, since sockets
+    # lie below it.
+    folder = f"/controller-{digest}"
     _remove(box, folder)
     try:
         socket = f"{SOCKET}:{SOCKET}"
