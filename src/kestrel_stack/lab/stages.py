@@ -176,6 +176,8 @@ def stages(*, long: bool, only: Sequence[str] = ()) -> list[Stage]:
         ),
     ]
     thorough = {"KESTREL_STACK_LONG": "1"} if long else {}
+    # molecule calls pytest itself.
+    verified = thorough or {"PYTEST_ADDOPTS": " ".join(SECOND_TRY)}
     for name in scenarios():
         about = f"molecule test -s {name}"
         found.append(
@@ -185,7 +187,7 @@ def stages(*, long: bool, only: Sequence[str] = ()) -> list[Stage]:
                 [molecule(name)],
                 docker=True,
                 long=name in LONG_SCENARIOS,
-                environment=thorough,
+                environment=verified,
                 scenario=name,
                 minutes=MINUTES.get(name, 7),
             )

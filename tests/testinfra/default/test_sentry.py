@@ -123,11 +123,16 @@ def test_a_job_that_fails_for_two_tenants_is_one_issue_with_all_that_is_known_of
     first, second = stack.group("consumers")
     enqueue(first, job, tenant)
     enqueue(second, job, other)
+    # An issue is asked for before its events are: its count may be of the moment before the second one.
     found = eventually(
-        lambda: counted(seen := of_tenant(issues(), tenant, other)) >= 2 and seen, "Bugsink has two events"
+        lambda: (
+            counted(seen := of_tenant(issues(), tenant, other)) >= 2
+            and sum(issue["digested_event_count"] for issue, _ in seen) >= 2
+            and seen
+        ),
+        "Bugsink has two events",
     )
-    [(issue, events)] = found
-    assert issue["digested_event_count"] >= 2
+    [(_, events)] = found
     release = stack.host(first, "deploy").run("readlink /srv/shop/current").stdout.strip()
     assert {event["tags"]["tenant"] for event in events} == {tenant, other}
     for event in events:
