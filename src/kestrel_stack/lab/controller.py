@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -84,10 +83,4 @@ def _remove(box: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    programs.interrupts_on_term()
-    try:
-        sys.exit(run())
-    except LabError as error:
-        sys.exit(f"controller: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    programs.stage_program("controller", run)

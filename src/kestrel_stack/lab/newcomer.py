@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -92,10 +91,4 @@ def _expect(done: tuple[int, str], code: int, text: str, what: str) -> None:
 
 
 if __name__ == "__main__":
-    programs.interrupts_on_term()
-    try:
-        sys.exit(run())
-    except LabError as error:
-        sys.exit(f"newcomer: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    programs.stage_program("newcomer", run)

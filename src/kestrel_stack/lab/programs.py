@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from kestrel_stack.lab.errors import LabError
 
@@ -152,3 +152,14 @@ def interrupts_held() -> Iterator[None]:
         if _interrupted:
             _interrupted = False
             raise KeyboardInterrupt
+
+
+def stage_program(name: str, run: Callable[[], int]) -> NoReturn:
+    """End this program as ``run`` does: with its exit code, a refusal as one line, 130 when interrupted."""
+    interrupts_on_term()
+    try:
+        sys.exit(run())
+    except LabError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
